@@ -1,0 +1,80 @@
+"""The one type that samplers, likelihood and guidance know: a posterior-mean estimate and its exact linear readings."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from diffcli.diffusion.numeric import match
+from diffcli.diffusion.sde import SDE
+
+
+class Denoiser(nn.Module):
+    """`x0_hat = E[x0 | x_t]` written as `x0_hat = c_skip x_t + c_out F`, and its readings eps, score, v and velocity.
+
+    A subclass writes `parts`.  Readings combine its coefficients in float64 before they touch the state, so that a
+    noise prediction read as eps is F itself and loses nothing where sigma or alpha is tiny.
+    `xt` is (B, *S); `t` is a float64 tensor () or (B,); conditions go through as keywords; results have xt's shape and dtype.
+    """
+
+    def __init__(self, sde: SDE):
+        super().__init__()
+        self.sde = sde
+        self.rows = 0  # rows of xt evaluated so far, see `evaluations`
+
+    @abstractmethod
+    def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+        """`c_skip`, `c_out` (float64, shape of t) and F (shape and dtype of xt) with `x0_hat = c_skip xt + c_out F`."""
+
+    def evaluate(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+        """`parts`, counted; what a wrapper calls of the denoiser inside it."""
+        self.rows += xt.shape[0]
+        return self.parts(xt, t, **cond)
+
+    def forward(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """x0_hat."""
+        return self.read(xt, t, [(torch.zeros_like(t), torch.ones_like(t))], **cond)[0]
+
+    def eps(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """The noise, `eps = (xt - alpha x0_hat) / sigma`."""
+        return self.read(xt, t, [self._eps(t)], **cond)[0]
+
+    def x0_and_eps(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor]:
+        """x0_hat and eps from one evaluation."""
+        x0, eps = self.read(xt, t, [(torch.zeros_like(t), torch.ones_like(t)), self._eps(t)], **cond)
+        return x0, eps
+
+    def score(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """`grad log p_t(xt) = -eps / sigma` (Tweedie)."""
+        p, q = self._eps(t)
+        sigma = self.sde.sigma(t)
+        return self.read(xt, t, [(-p / sigma, -q / sigma)], **cond)[0]
+
+    def v(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """`v = alpha eps - sigma x0_hat`.  Salimans & Ho 2022, app. D, arXiv:2202.00512."""
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        return self.read(xt, t, [(alpha / sigma, -(alpha**2 + sigma**2) / sigma)], **cond)[0]
+
+    def velocity(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """PF-ODE right-hand side, `dx/dt = (sigma'/sigma) xt + (alpha' - alpha sigma'/sigma) x0_hat`."""
+        return self.read(xt, t, [(self.sde.dlog_sigma(t), self.sde.alpha(t) * self.sde.dlam(t))], **cond)[0]
+
+    def velocity_lam(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
+        """The same field against lam, `dx/dlam = (dlog(sigma)/dlam) xt + alpha x0_hat`: smooth down to sigma = 0."""
+        return self.read(xt, t, [(self.sde.dlog_sigma(t) / self.sde.dlam(t), self.sde.alpha(t))], **cond)[0]
+
+    def read(self, xt: Tensor, t: Tensor, readings, **cond) -> list[Tensor]:
+        """The linear readings `p xt + q x0_hat = (p + q c_skip) xt + (q c_out) F`, one evaluation for all pairs (p, q)."""
+        c_skip, c_out, out = self.evaluate(xt, t, **cond)
+        return [match(p + q * c_skip, xt) * xt + match(q * c_out, xt) * out for p, q in readings]
+
+    def _eps(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = self.sde.sigma(t)
+        return 1 / sigma, -self.sde.alpha(t) / sigma
+
+
+def evaluations(denoiser: Denoiser) -> int:
+    """Rows evaluated so far by the innermost denoisers: what NFE is made of, whatever is wrapped around them."""
+    inner = [m for m in denoiser.modules() if isinstance(m, Denoiser)]
+    leaves = [m for m in inner if not any(isinstance(c, Denoiser) for c in m.modules() if c is not m)]
+    return sum(m.rows for m in leaves)

@@ -1,0 +1,62 @@
+"""Where the steps of a sampler fall: (sde, steps) -> decreasing times."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from diffcli.diffusion.numeric import require
+from diffcli.diffusion.sde import SDE
+
+
+class Grid(ABC):
+    """`steps + 1` strictly decreasing float64 times from sde.t_max to `max(sde.t_min, t_min)`.
+
+    A grid writes `place`, which spaces them.  t_min is where sampling stops, apart from where training and likelihood do.
+    Raises ValueError if steps < 1 or t_min lies outside [0, sde.t_max).
+    """
+
+    def __init__(self, t_min: float = 1e-3):
+        require(0 <= t_min < 1, f"t_min must lie in [0, 1), got {t_min}")
+        self.t_min = float(t_min)
+
+    @abstractmethod
+    def place(self, sde: SDE, first: Tensor, last: Tensor, u: Tensor) -> Tensor:
+        """The times at the fractions u in [0, 1] of the way from first to last."""
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        require(steps >= 1, f"steps must be at least 1, got {steps}")
+        ends = torch.tensor([sde.t_max, max(sde.t_min, self.t_min)], dtype=torch.float64)
+        require(bool(ends[1] < ends[0]), f"t_min must lie below t_max = {sde.t_max}, got {self.t_min}")
+        times = self.place(sde, ends[0], ends[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+        times[0], times[-1] = ends  # free of the round-off of time(lam(t))
+        require(bool((times.diff() < 0).all()), f"{steps} steps are too many: two times coincide in float64")
+        return times
+
+
+class UniformT(Grid):
+    """Uniform in t."""
+
+    def place(self, sde, first, last, u):
+        return first + (last - first) * u
+
+
+class UniformLam(Grid):
+    """Uniform in lam = log(alpha / sigma).  Lu et al. 2022, sec. 3.3, arXiv:2206.00927."""
+
+    def place(self, sde, first, last, u):
+        first, last = sde.lam(first), sde.lam(last)
+        return sde.time(first + (last - first) * u)
+
+
+class Karras(Grid):
+    """Uniform in `(sigma/alpha)^(1/rho)`, rho = 7.  Karras et al. 2022, eq. 5, arXiv:2206.00364."""
+
+    def __init__(self, t_min: float = 1e-3, rho: float = 7.0):
+        super().__init__(t_min)
+        require(rho > 0, f"rho must be above 0, got {rho}")
+        self.rho = float(rho)
+
+    def place(self, sde, first, last, u):
+        first, last = torch.exp(-sde.lam(first) / self.rho), torch.exp(-sde.lam(last) / self.rho)
+        return sde.time(-self.rho * torch.log(first + (last - first) * u))

@@ -1,0 +1,30 @@
+"""Wrappers, Denoiser -> Denoiser: they change what is asked of a denoiser, never how it is walked."""
+
+import torch
+
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.numeric import match, require
+from diffcli.diffusion.sde import SDE
+
+
+class Rescaled(Denoiser):
+    """A denoiser under another SDE: at equal lam the two states are proportional, so x0_hat is the same.
+
+    `x0_hat(x, t) = inner((alpha_u / alpha_t) x, u)` with `inner.sde.lam(u) = sde.lam(t)`; the inner denoiser keeps its own t
+    and c_noise.  The new SDE's time range is cut to the levels that the inner one was made for.
+    Raises ValueError if there are none.  Karras et al. 2022, app. B.2 and C.3.1, arXiv:2206.00364.
+    """
+
+    def __init__(self, sde: SDE, inner: Denoiser):
+        super().__init__(sde)
+        self.inner = inner
+        ends = inner.sde.lam(torch.tensor([inner.sde.t_min, inner.sde.t_max], dtype=torch.float64))
+        t_min, t_max = sde.time(ends).tolist()
+        sde.t_min, sde.t_max = max(sde.t_min, t_min), min(sde.t_max, t_max)
+        require(sde.t_min < sde.t_max, "the two SDEs have no noise level in common")
+
+    def parts(self, xt, t, **cond):
+        u = self.inner.sde.time(self.sde.lam(t))
+        ratio = torch.exp(self.inner.sde.log_alpha(u) - self.sde.log_alpha(t))
+        c_skip, c_out, out = self.inner.evaluate(match(ratio, xt) * xt, u, **cond)
+        return c_skip * ratio, c_out, out

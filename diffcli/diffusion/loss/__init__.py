@@ -1,0 +1,4 @@
+from diffcli.diffusion.loss.base import Loss
+from diffcli.diffusion.loss.dsm import DSM
+
+__all__ = ["DSM", "Loss"]

@@ -1,0 +1,61 @@
+"""Randomness as a function of what it is for: nothing is stored, and nothing depends on batch size, workers or order."""
+
+import hashlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def key(*parts) -> int:
+    """A 128-bit key of its arguments (integers and strings), the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=16).digest(), "little")
+
+
+class Draw:
+    """The random numbers of one training step: a function of (seed, step, rank, purpose), drawn on `device`."""
+
+    def __init__(self, seed: int, step: int | str, rank: int = 0, device: torch.device | str = "cpu"):
+        self.seed, self.step, self.rank, self.device = seed, step, rank, torch.device(device)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        seed = key(self.seed, self.step, self.rank, purpose) % 2**63
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def normal(self, purpose: str, shape, dtype=torch.float32) -> Tensor:
+        """Standard normal noise."""
+        return torch.randn(shape, dtype=dtype, device=self.device, generator=self.generator(purpose))
+
+    def uniform(self, purpose: str, shape, dtype=torch.float32) -> Tensor:
+        """Uniform on [0, 1)."""
+        return torch.rand(shape, dtype=dtype, device=self.device, generator=self.generator(purpose))
+
+
+class ItemNoise:
+    """Noise of a batch of items, each a function of (seed, its index, counter): the same in every batch and on every device.
+
+    Drawn in float64 on the CPU with NumPy's Philox generator, whose 128-bit key leaves no two items alike (a torch CPU
+    generator uses 32 bits of its seed), then cast.
+    """
+
+    def __init__(self, seed: int, items, shape, dtype=torch.float32, device: torch.device | str = "cpu"):
+        self.seed, self.items, self.shape, self.dtype, self.device = seed, list(items), tuple(shape), dtype, device
+
+    def _stack(self, name: str, counter, shape) -> Tensor:
+        def one(item):
+            rng = np.random.Generator(np.random.Philox(key=key(self.seed, item, counter)))
+            return getattr(rng, name)(size=shape)
+
+        return torch.from_numpy(np.stack([one(i) for i in self.items])).to(self.dtype).to(self.device)
+
+    def __call__(self, counter: int | str) -> Tensor:
+        """Standard normal noise (B, *S); counter 0 is the start, i + 1 belongs to step i."""
+        return self._stack("standard_normal", counter, self.shape)
+
+    def uniform(self, counter: int | str) -> Tensor:
+        """Uniform on [0, 1), (B, *S)."""
+        return self._stack("random", counter, self.shape)
+
+    def signs(self, counter: int | str, probes: int) -> Tensor:
+        """Rademacher probes (B, probes, *S)."""
+        return self._stack("random", counter, (probes, *self.shape)).sub(0.5).sign()
