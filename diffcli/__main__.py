@@ -1,0 +1,5 @@
+import sys
+
+from diffcli.cli import main
+
+sys.exit(main())

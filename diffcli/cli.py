@@ -1,0 +1,155 @@
+"""`diffcli COMMAND [key=value ...]`: from a command's name to Hydra, and from any failure to one sentence and an exit code."""
+
+import functools
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from diffcli.errors import DiffcliError, UsageError
+from diffcli.help import ABOUT, command_help, usage
+
+ALIASES = {"likelihood": "nll"}
+FROM_CHECKPOINT = ("sample", "nll", "evaluate")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code (the list is in the README)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from diffcli import __version__
+
+        print(f"diffcli {__version__}")
+        return 0
+    if argv[0] in ("-sc", "--shell-completion"):
+        return _complete(argv)
+    command, args = ALIASES.get(argv[0], argv[0]), argv[1:]
+    try:
+        if command not in ABOUT:
+            from diffcli.advice import nearest
+
+            known = ", ".join(ABOUT)
+            raise UsageError(f"no command {command!r}{nearest(command, [*ABOUT, *ALIASES])}", f"one of {known}")
+        if "-h" in args or "--help" in args:
+            print(command_help(command, config_dir=_config_dir(args)))
+            return 0
+        return _run(command, args)
+    except DiffcliError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Print a failure as `error: what (where)` and what to try; the exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, DiffcliError):
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"try: {error.hint}", file=sys.stderr)
+        return error.exit_code
+    print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+    if not debug:
+        print("try: the same command with debug=true shows where", file=sys.stderr)
+    return 1
+
+
+def _run(command: str, args: list[str]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from diffcli.advice import explain
+    from diffcli.paths import conf_dir
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch's own internals, not ours
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
+    codes: list[int] = []
+    task = functools.partial(_job, command, codes)
+    task.__module__, task.__name__ = f"diffcli.commands.{command}", command  # these name the job
+    saved, sys.argv = sys.argv, ["diffcli", *_with_context(command, args)]
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        return report(explain(command, error, _config_dir(args)))
+    finally:
+        sys.argv = saved
+        _sweep_leftovers(codes)
+    return max(codes, default=0)
+
+
+def _job(command: str, codes: list[int], cfg) -> None:
+    """One job of Hydra's: a failure ends this job and leaves the others of its sweep."""
+    try:
+        codes.append(importlib.import_module(f"diffcli.commands.{command}").run(cfg) or 0)
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:  # noqa: BLE001 - the outermost boundary: any failure becomes a sentence and a code
+        codes.append(report(error, debug=bool(cfg.get("debug"))))
+
+
+def _with_context(command: str, args: list[str]) -> list[str]:
+    """Commands that take a model from a checkpoint start with empty groups; this lets their keys be set all the same.
+
+    `data.root=DIR` changes a key of the checkpoint's data (Hydra wants a + there); `network=exact` needs no checkpoint, so
+    what would have come from one gets a default.
+    """
+    if command not in FROM_CHECKPOINT:
+        return args
+
+    def chosen(group):
+        return any(a.startswith(f"{group}=") for a in args)
+
+    if chosen("network"):
+        return args + [f"{group}={name}" for group, name in (("sde", "vp"), ("data", "mixture")) if not chosen(group)]
+    free = tuple(f"{group}." for group in ("data", "sde") if not chosen(group))
+    return [f"+{a}" if free and a.startswith(free) else a for a in args]
+
+
+def _config_dir(args: list[str]) -> str | None:
+    for i, a in enumerate(args):
+        if a in ("--config-dir", "-cd") and i + 1 < len(args):
+            return args[i + 1]
+        if a.startswith("--config-dir="):
+            return a.split("=", 1)[1]
+    return None
+
+
+def _sweep_leftovers(codes: list[int]) -> None:
+    """Remove the folder that Hydra made for a sweep in which no job started a run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not codes or not HydraConfig.initialized() or not all(codes):
+        return
+    folder = Path(HydraConfig.get().sweep.dir)
+    if not list(folder.glob("*/run.json")):
+        for sub in sorted(folder.glob("*/")):
+            if not any(sub.iterdir()):
+                sub.rmdir()
+        if {p.name for p in folder.glob("*")} == {"multirun.yaml"}:
+            (folder / "multirun.yaml").unlink()
+            folder.rmdir()
+
+
+def _complete(argv: list[str]) -> int:
+    """Hydra's shell functions call `diffcli -sc query=bash` with the line in COMP_LINE, command word included."""
+    command = "train"
+    if any("query=" in a for a in argv):
+        line = os.environ.get("COMP_LINE", "")
+        words = line.split()
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            print(" ".join(ABOUT))
+            return 0
+        command = ALIASES.get(words[1], words[1])
+        if command not in ABOUT:
+            return 0
+        head, _, rest = line.partition(words[1])
+        os.environ["COMP_LINE"] = head + rest.lstrip()
+    return _run(command, argv)

@@ -1,0 +1,64 @@
+"""What every command does around its own work: resolve the config, choose a device, keep a record of failures."""
+
+import contextlib
+import traceback
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from diffcli.commands.run_folder import RunFolder
+from diffcli.diffusion.sde import SDE
+from diffcli.errors import UsageError
+
+
+def typed(prefix: str) -> bool:
+    """Whether the user set this group or key on the command line."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(o.lstrip("+").startswith(prefix) for o in overrides)
+
+
+def plain(cfg: DictConfig, *drop: str) -> dict:
+    """The config as plain nested containers with every interpolation resolved, without the keys in `drop`."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    return {k: v for k, v in config.items() if k not in drop}
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device by its name; auto is CUDA where there is one.  Raises UsageError if it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device=cuda: no CUDA device was found here", "device=cpu")
+    return torch.device("cuda" if name == "cuda" or (name != "cpu" and torch.cuda.is_available()) else "cpu")
+
+
+def check_prior(sde: SDE) -> None:
+    """Refuse to sample where the path ends with the data still in it, warn where the prior is only roughly right.
+
+    A path whose alpha falls must fall below 0.05.  VE keeps alpha = 1 and drowns the data in noise instead.
+    """
+    t = torch.tensor(sde.t_max, dtype=torch.float64)
+    alpha, sigma = sde.alpha(t).item(), sde.sigma(t).item()
+    if alpha > 0.05 and alpha < 0.999:
+        raise UsageError(
+            f"at t_max = {sde.t_max:g} the path still holds {alpha:.2f} of the data (alpha > 0.05), so its prior is wrong",
+            "a larger schedule.beta_max, or the SDE's usual schedule",
+        )
+    if alpha / sigma > 0.5:
+        raise UsageError(f"at t_max the noise ({sigma:.3g}) is too small to hide the data", "a larger schedule.sigma_max")
+
+
+@contextlib.contextmanager
+def recorded(folder: RunFolder):
+    """A failure inside goes to error.log with its trace, and into run.json, before it is passed on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder.write("interrupted")
+        raise
+    except Exception as error:
+        if Path(folder.path).is_dir():
+            (folder.path / "error.log").write_text("".join(traceback.format_exception(error)))
+            folder.write("failed", results={"error": str(error)})
+        raise

@@ -1,0 +1,112 @@
+"""The model of sample, nll and evaluate: from a checkpoint with the user's changes, or the exact one without."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffcli import checkpoint
+from diffcli.advice import nearest
+from diffcli.commands.build import build
+from diffcli.commands.common import plain, typed
+from diffcli.commands.run_folder import say
+from diffcli.commands.settings import check_settings
+from diffcli.data.base import Data
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.guidance import Rescaled
+from diffcli.errors import UsageError
+
+GROUPS = {"schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser"}
+
+
+@dataclass
+class Model:
+    """What a command works with; `config` is the resolved config with the model's own parts filled in."""
+
+    denoiser: Denoiser
+    data: Data
+    shape: tuple[int, ...]
+    source: str
+    config: dict
+
+
+def load_model(cfg, device: torch.device) -> Model:
+    """Build the denoiser and the data set that the settings of a command ask for.
+
+    Raises UsageError for settings that do not fit, CheckpointError for a checkpoint that cannot be used.
+    """
+    check_settings(plain(cfg), GROUPS)
+    if cfg.devices not in (None, 1):
+        raise UsageError(f"devices={cfg.devices}: this command uses one device", "devices=1")
+    model = _exact(cfg) if typed("network=") else _from_checkpoint(cfg)
+    model.denoiser.to(device).to(getattr(torch, cfg.dtype)).eval().requires_grad_(False)
+    return model
+
+
+def _exact(cfg) -> Model:
+    config = plain(cfg)
+    if config["ckpt"] is not None:
+        raise UsageError("network= cannot be changed where ckpt= gives the model", "leave one of the two out")
+    if config["denoiser"] is None:
+        raise UsageError("without a checkpoint there are no trained weights for this network", "network=exact, or ckpt=PATH")
+    data = build(config["data"], "data")
+    denoiser = build(config["denoiser"], "network")
+    shape = tuple(denoiser.mixture.means.shape[1:])
+    if config["network"]["file"] is not None and not typed("data"):
+        data = build({"_target_": "diffcli.data.mixture.Mixture", "file": config["network"]["file"]}, "data")
+    return Model(denoiser, data, shape, "the exact score of the mixture", config)
+
+
+def _from_checkpoint(cfg) -> Model:
+    for group in ("prediction",):
+        if typed(f"{group}="):
+            raise UsageError(f"{group}= is part of the trained model and cannot be changed", "diffcli train " + group + "=…")
+    path = Path(cfg.ckpt).expanduser() if cfg.ckpt is not None else checkpoint.newest()
+    if cfg.ckpt is None:
+        say(f"model: {path} (the newest training run)")
+    content = checkpoint.read(path)
+    config = plain(cfg)
+    node, data_node = content["config"]["denoiser"], content["config"]["data"]
+    if typed("sde.t_min") and not typed("sde="):
+        _change(node.get("sde"), config["sde"], "sde", allowed={"t_min"})
+    if typed("data="):
+        data_node = config["data"]
+    elif config.get("data"):
+        _change(data_node, config["data"], "data")
+    if not typed("data="):
+        checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
+    denoiser = checkpoint.build_denoiser(node, cfg.trust)
+    checkpoint.load_weights(denoiser, content, cfg.weights, path)
+    if typed("sde=") or typed("schedule="):
+        sde = config["sde"] if typed("sde=") else node["sde"] | {"schedule": config["schedule"]}
+        denoiser = _rescaled(denoiser, sde)
+    config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
+    return Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config)
+
+
+def _rescaled(denoiser: Denoiser, node: dict) -> Denoiser:
+    try:
+        return Rescaled(build(node, "sde"), denoiser)
+    except ValueError as error:
+        raise UsageError(f"sde: {error}") from error
+
+
+def _change(node: dict | None, changes: dict, group: str, allowed: set[str] | None = None) -> None:
+    """Set the keys that the user typed in a node of the checkpoint; a key that it does not have is refused."""
+    known = {k for k in node or () if k != "_target_"} & (allowed or set(node or ()))
+    for key, value in changes.items():
+        if key not in known:
+            raise UsageError(f"the checkpoint's {group} has no setting {key!r} to change{nearest(key, known)}")
+        node[key] = value
+
+
+def check_shape(model: Model, shape, what: str) -> None:
+    """Raise UsageError unless items of this shape fit the model."""
+    if tuple(shape) != model.shape:
+        raise UsageError(f"{what} has items of shape {tuple(shape)}, the model takes {model.shape}")
+
+
+def parameters(denoiser: nn.Module) -> int:
+    """How many weights a model has."""
+    return sum(p.numel() for p in denoiser.parameters())

@@ -1,0 +1,96 @@
+"""`diffcli sample`: draw samples, write them as an array and as pictures."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.model import Model, check_shape, load_model
+from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.walk import Walk, draw_all, nfe_summary, nfe_text, plan_walk
+from diffcli.data.pictures import film, is_image, picture, write_pngs
+from diffcli.errors import NumericalError, UsageError
+
+FRAMES = 12  # columns of a trajectory picture
+FILMED = 16  # items of one
+SHOWN = 400  # items in a grid, the rest are in samples.npy
+
+
+def run(cfg) -> int:
+    device = pick_device(cfg.device)
+    model = load_model(cfg, device)
+    walk = plan_walk(model.config, model)
+    start = _start(model)
+    path = choose("sample", model.config)
+    if cfg.dry_run:
+        say(f"would draw {cfg.n} samples of shape {model.shape} in {len(walk.times) - 1} steps from {model.source}")
+        return 0
+    folder = create(path, "sample", model.config)
+    with recorded(folder):
+        begun = time.monotonic()
+        frames = Frames(walk, model.config["n"]) if cfg.trajectory else None
+        x, nfe = draw_all(walk, model, model.config, device, start, frames)
+        seconds = time.monotonic() - begun
+        if not np.isfinite(x).all():
+            raise NumericalError(f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite")
+        files = _write(path, x, model, frames, cfg.png)
+        steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
+        results = {"n": len(x), "last": walk.last, "t_end": float(walk.times[-1]), "sampling_seconds": round(seconds, 3)}
+        folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
+    say(f"{len(x)} samples, {nfe_text(nfe)} network evaluations each, {seconds:.1f} s, from {model.source}")
+    for file in files:
+        say(f"  {file}")
+    return 0
+
+
+def _start(model: Model) -> torch.Tensor | None:
+    """x at t_max from an .npy file, where the user gave one; it sets n."""
+    if model.config["start"] is None:
+        return None
+    path = Path(model.config["start"]).expanduser()
+    try:
+        x = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"start={path}: there is no such file") from None
+    except (OSError, ValueError, EOFError):
+        raise UsageError(f"start={path} is no .npy file of numbers") from None
+    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim < 2 or len(x) == 0:
+        raise UsageError(f"start={path} must hold numbers of shape (n, {', '.join(map(str, model.shape))})")
+    check_shape(model, x.shape[1:], f"start={path}")
+    if not np.isfinite(x).all():
+        raise UsageError(f"start={path} holds values that are not finite")
+    model.config["n"] = len(x)
+    return torch.from_numpy(x.astype(np.float64))
+
+
+class Frames:
+    """Collects x at about FRAMES of the times for the first items."""
+
+    def __init__(self, walk: Walk, n: int):
+        steps = len(walk.times) - 1
+        self.at = sorted({round(i * steps / (FRAMES - 1)) for i in range(1, FRAMES)} - {0})
+        self.n, self.x = min(n, FILMED), {}
+
+    def __call__(self, first: int, i: int, x: torch.Tensor) -> None:
+        if i in self.at and first < self.n:
+            self.x.setdefault(i, []).append(x[: self.n - first].float().cpu())
+
+    def stack(self) -> torch.Tensor:
+        """(frames, items, *S)."""
+        return torch.stack([torch.cat(self.x[i]) for i in self.at])
+
+
+def _write(path: Path, x: np.ndarray, model: Model, frames: Frames | None, png: bool) -> list[Path]:
+    np.save(path / "samples.npy", x)
+    picture(x[:SHOWN], path / "grid.png", model.data)
+    files = [path / "grid.png", path / "samples.npy"]
+    if is_image(model.shape) and png:
+        write_pngs(x, path / "samples", model.data.transform.levels)
+        files.append(path / "samples")
+    if frames is not None:
+        decoded = torch.stack([model.data.transform.decode(f) for f in frames.stack()])
+        film(decoded, path / "trajectory.png", model.data)
+        files += [path / "trajectory.png", path / "trajectory.gif"]
+    return files

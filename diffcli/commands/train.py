@@ -1,0 +1,275 @@
+"""`diffcli train`: check everything, make the run's folder, train."""
+
+import contextlib
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf, open_dict
+
+from diffcli import checkpoint
+from diffcli.commands.build import build, check
+from diffcli.commands.common import check_prior, pick_device, plain, recorded, typed
+from diffcli.commands.model import parameters
+from diffcli.commands.run_folder import RunFolder, choose, create, say, write_text
+from diffcli.commands.settings import check_settings
+from diffcli.data.base import Data
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.loss import Loss
+from diffcli.errors import UsageError
+from diffcli.randomness import key
+
+GROUPS = {
+    "schedule", "sde", "prediction", "network", "data", "loss", "optim", "trainer", "logger", "sampler", "grid",
+    "denoiser", "sweep", "experiment",
+}  # fmt: skip
+MODEL = ("denoiser", "data")  # what a resumed run may not change
+FREE = ("out", "overwrite", "debug", "dry_run", "resume", "resume_allow", "logger", "preview", "checkpoint", "workers", "device")
+
+
+@dataclass
+class Parts:
+    """What a config builds, all of it checked, before anything is written."""
+
+    config: dict
+    data: Data
+    denoiser: Denoiser
+    loss: Loss
+    optim: object
+    sampler: object
+    grid: object
+
+
+def run(cfg) -> int:
+    _prepare(cfg)
+    parts = build_parts(plain(cfg))
+    config = parts.config
+    path, resume, done = _resume(config)
+    steps = config["trainer"]["max_steps"]
+    if done:
+        say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on")
+        return 0
+    if config["dry_run"]:
+        say(f"would train {parameters(parts.denoiser):,} parameters for {steps} steps in {path}")
+        return 0
+    folder = create(path, "train", config, keep=resume is not None)
+    write_text(path / "config.yaml", OmegaConf.to_yaml(config))
+    with recorded(folder):
+        return fit(parts, folder, resume)
+
+
+def _prepare(cfg) -> None:
+    """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
+    check_settings(OmegaConf.to_container(cfg, resolve=False), GROUPS)
+    with open_dict(cfg):
+        cfg.trainer.pop("devices") if cfg.trainer.devices is None else None
+        if cfg.devices is not None:
+            cfg.trainer.devices = cfg.devices
+        if cfg.device is not None:
+            cfg.trainer.accelerator = {"cuda": "gpu"}.get(cfg.device, cfg.device)
+    if cfg.trainer.accelerator == "gpu":
+        pick_device("cuda")
+    if typed("network=exact"):
+        raise UsageError("network=exact is known already and is not trained", "diffcli sample network=exact data=mixture")
+    if "shape" in cfg.network and cfg.network.shape is None:
+        data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
+        cfg.network.shape = list(data.shape)
+        data.split("train")  # a missing file is found before anything is made
+
+
+def build_parts(config: dict) -> Parts:
+    """Build every part of a plain config.  Raises UsageError for the first that does not fit."""
+    data, loss, optim = (build(config[name], name) for name in ("data", "loss", "optim"))
+    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    check(config["trainer"], "trainer")
+    torch.manual_seed(key(config["seed"], "init") % 2**63)
+    try:
+        denoiser = build(config["denoiser"], "prediction")
+    except UsageError as error:
+        if "takes images" in error.message:
+            raise UsageError(error.message, "network=mlp") from error
+        raise
+    check_prior(denoiser.sde)
+    if config["preview"]["every"]:
+        try:
+            grid(denoiser.sde, config["preview"]["steps"])
+        except ValueError as error:
+            raise UsageError(f"grid: {error}") from error
+    return Parts(config, data, denoiser, loss, optim, sampler, grid)
+
+
+def _resume(config: dict) -> tuple[Path, Path | None, bool]:
+    """The run's folder, the checkpoint to go on from, and whether that one has reached the last step."""
+    wish = config["resume"]
+    if wish == "never":
+        return choose("train", config), None, False
+    if wish == "auto":
+        if config["out"] is None:
+            raise UsageError("resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint")
+        path = Path(config["out"]).expanduser()
+        found = _newest_whole(path / "checkpoints")
+        if found is None:
+            return choose("train", config | {"overwrite": True}), None, False
+    else:
+        found = Path(wish).expanduser()
+        checkpoint.read(found)
+        home = found.parent.parent if found.parent.name == "checkpoints" else None
+        path = Path(config["out"]).expanduser() if config["out"] else home or choose("train", config)
+    content = checkpoint.read(found)
+    _check_same(content["config"], config, found)
+    say(f"resuming from {found} (step {content['global_step']})")
+    return path, found, content["global_step"] >= config["trainer"]["max_steps"]
+
+
+def _newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that passes the checks; those that do not are named and skipped."""
+    for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
+        if path.name == "best.ckpt":
+            continue
+        try:
+            checkpoint.read(path)
+        except checkpoint.CheckpointError as error:
+            say(f"skipped: {error.message}")
+            continue
+        return path
+    return None
+
+
+def _check_same(old: dict, new: dict, path: Path) -> None:
+    """Refuse to go on with another model or data; other differences must be named in resume_allow, and then apply."""
+    for part in MODEL:
+        if old[part] != new[part]:
+            where = next(_differences(old[part], new[part], part))
+            raise UsageError(f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume")
+    rest = [k for k in old if k not in MODEL + FREE and k in new and old[k] != new[k] and k not in new["resume_allow"]]
+    rest = [k for k in rest if k not in ("sde", "schedule", "network", "prediction", "sampler", "grid", "sweep", "experiment")]
+    if rest:
+        where = "; ".join(next(_differences(old[k], new[k], k)) for k in rest)
+        raise UsageError(f"the settings differ from those of {path}: {where}", f"resume_allow=[{','.join(rest)}] lets them change")
+
+
+def _differences(old, new, path: str):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for k in [*old, *(k for k in new if k not in old)]:
+            if old.get(k) != new.get(k):
+                yield from _differences(old.get(k), new.get(k), f"{path}.{k}")
+    else:
+        yield f"{path} was {old}, is now {new}"
+
+
+def fit(parts: Parts, folder: RunFolder | None, resume: Path | None) -> int:
+    """Train; rank 0 keeps the folder's record, other ranks get None.  Returns the exit code."""
+    import lightning as L
+
+    from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
+    from diffcli.training.ema import EMA
+    from diffcli.training.module import Training
+    from diffcli.training.preview import Preview
+    from diffcli.training.progress import Progress
+    from diffcli.training.stop import GracefulStop
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    config = parts.config
+    path = Path(os.environ.get("DIFFCLI_RUN_DIR", "")) if folder is None else folder.path
+    options = {k: v for k, v in config["trainer"].items() if k != "_target_"}
+    if config["compile"]:
+        parts.denoiser.network.compile()
+    ema, preview = EMA(config["ema"]["decay"]), config["preview"]
+    checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
+    stop = GracefulStop(checkpoints)
+    module = Training(
+        parts.denoiser, parts.loss, parts.data, parts.optim,
+        max_steps=options["max_steps"], batch_size=config["batch_size"], seed=config["seed"], workers=config["workers"],
+        dequantize=config["dequantize"] == "uniform",
+        meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
+    )  # fmt: skip
+    loggers = _loggers(config, path, resume) if folder is not None else []
+    with _as_worker_sees(path, resume):
+        trainer = _trainer(L, options, path, loggers)
+        samples = config["batch_size"] * trainer.world_size
+        show = Preview(path, ema, parts.data, parts.sampler, parts.grid, config["seed"], **preview)
+        trainer.callbacks += [ema, Progress(samples, options["max_steps"]), show, checkpoints, stop]
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        say(f"training {parameters(parts.denoiser):,} parameters on {len(parts.data.split('train')):,} items, in {path}") if folder else None
+        trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if folder is not None:
+        _finish(folder, trainer, module, checkpoints, stop, samples)
+    return stop.exit_code
+
+
+def _trainer(L, options: dict, path: Path, loggers: list):
+    """Lightning's Trainer; whatever it says about a wrong option becomes a UsageError."""
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    fixed = dict(
+        max_epochs=-1, check_val_every_n_epoch=None, use_distributed_sampler=False, default_root_dir=str(path),
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False,
+        logger=loggers or False,
+    )  # fmt: skip
+    try:
+        return L.Trainer(**options, **fixed)
+    except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
+        raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _loggers(config: dict, path: Path, resume: Path | None) -> list:
+    from diffcli.training.loggers import MetricsCSV
+
+    at = checkpoint.read(resume)["global_step"] if resume else None
+    found = [MetricsCSV(path / "metrics.csv", at)]
+    if config["logger"]:
+        found.append(build(config["logger"] | {"save_dir": str(path)}, "logger"))
+        found[-1].log_hyperparams(config)
+    return found
+
+
+@contextlib.contextmanager
+def _as_worker_sees(path: Path, resume: Path | None):
+    """While Lightning starts its other processes, argv is that of a worker that loads this run's resolved config.
+
+    Lightning re-runs argv in them, or Hydra's command line where Hydra is in use, and both would compose the config anew and
+    make folders of their own.  Afterwards the process group is taken down, so that the next job of a sweep can have its own.
+    """
+    import __main__
+    from hydra.core.hydra_config import HydraConfig
+
+    instance = HydraConfig.instance()
+    names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DIFFCLI_RUN_DIR", "DIFFCLI_RESUME")
+    saved = instance.cfg, sys.argv, getattr(__main__, "__spec__", None), {k: os.environ.get(k) for k in names}
+    instance.cfg, sys.argv = None, [str(Path(__file__).resolve().parents[1] / "_worker.py")]
+    __main__.__spec__ = None
+    os.environ["DIFFCLI_RUN_DIR"] = str(Path(path).resolve())
+    os.environ["DIFFCLI_RESUME"] = str(resume.resolve()) if resume else ""
+    try:
+        yield
+    finally:
+        instance.cfg, sys.argv, __main__.__spec__, environment = saved
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        for name, value in environment.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int) -> None:
+    metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    seen = module.batches * samples
+    results = {
+        "images_seen": seen,
+        "loss": metrics.get("loss"),
+        "val_loss": metrics.get("val_loss"),
+        "best_val_loss": checkpoints.best if checkpoints.best < float("inf") else None,
+        "samples_per_second": metrics.get("samples_per_second"),
+        "parameters": parameters(module.denoiser),
+    }
+    status = "stopped" if stop.exit_code else "finished"
+    folder.write(status, steps=trainer.global_step, nfe=seen, results=results)
+    say(f"{status} at step {trainer.global_step}, {folder.record['seconds']:.0f} s, val_loss {metrics.get('val_loss', float('nan')):.4f}")
+    for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "denoised.png"):
+        if (folder.path / name).exists():
+            say(f"  {folder.path / name}")
+    if stop.exit_code:
+        say(f"to go on: diffcli train … out={folder.path} resume=auto")

@@ -1,0 +1,87 @@
+"""What sample and evaluate have in common: a sampler, its grid, and how many steps fit."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffcli.commands.build import build
+from diffcli.commands.common import check_prior
+from diffcli.commands.model import Model
+from diffcli.diffusion.samplers import Sampler
+from diffcli.errors import UsageError
+from diffcli.sampling import draw_samples
+
+DEFAULT_STEPS = 20
+
+
+@dataclass
+class Walk:
+    """A sampler on its grid."""
+
+    sampler: Sampler
+    times: Tensor
+    last: str
+
+
+def plan_walk(config: dict, model: Model) -> Walk:
+    """Build the sampler and its times.  Raises UsageError where steps, nfe, grid and sampler do not go together."""
+    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    last = config["last"] or sampler.last()
+    steps = _steps(config, sampler, last)
+    check_prior(model.denoiser.sde)
+    try:
+        return Walk(sampler, grid(model.denoiser.sde, steps), last)
+    except ValueError as error:
+        raise UsageError(f"grid: {error}") from error
+
+
+def _steps(config: dict, sampler: Sampler, last: str) -> int:
+    steps, nfe = config["steps"], config["nfe"]
+    if steps is not None and nfe is not None:
+        raise UsageError(f"steps={steps} and nfe={nfe} both fix the number of steps", "one of the two")
+    if nfe is None:
+        return steps or DEFAULT_STEPS
+    if sampler.evaluations is None:
+        raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
+    fitting = (nfe - (last == "denoise")) // sampler.evaluations
+    if fitting < 1:
+        least = sampler.evaluations + (last == "denoise")
+        raise UsageError(f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more")
+    return fitting
+
+
+def draw_all(walk: Walk, model: Model, config: dict, device, start=None, callback=None) -> tuple[np.ndarray, np.ndarray]:
+    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,); with a progress bar."""
+    n, x, nfe = config["n"], [], []
+    with tqdm(total=n, desc="sampling", unit="sample", disable=None, leave=False) as bar:
+        for batch in draw_samples(
+            model.denoiser,
+            walk.sampler,
+            walk.times,
+            model.shape,
+            n,
+            config["seed"],
+            config["batch_size"],
+            start=start,
+            last=walk.last,
+            callback=callback,
+            dtype=getattr(torch, config["dtype"]),
+            device=device,
+        ):
+            x.append(model.data.transform.decode(batch.x.cpu()).numpy())
+            nfe.append(batch.nfe.numpy())
+            bar.update(len(batch.x))
+    return np.concatenate(x), np.concatenate(nfe)
+
+
+def nfe_summary(nfe: np.ndarray) -> dict[str, float]:
+    """Mean, min and max of the evaluations an item took."""
+    return {"mean": float(nfe.mean()), "min": int(nfe.min()), "max": int(nfe.max())}
+
+
+def nfe_text(nfe: np.ndarray) -> str:
+    """The same in words: one number where every item took as many."""
+    return f"{nfe.min()}" if nfe.min() == nfe.max() else f"{nfe.mean():.1f} (from {nfe.min()} to {nfe.max()})"

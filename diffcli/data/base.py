@@ -1,0 +1,110 @@
+"""What every data set is: splits of items in source units, loaded when first asked for."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from diffcli.data.transform import Transform
+from diffcli.errors import UsageError
+
+SPLITS = ("train", "val", "test", "all")
+
+
+class Items(Dataset, ABC):
+    """One split: items x `(*S)` in source units, each with its label y, -1 where there is none."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Count the items."""
+
+    @abstractmethod
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Give the items at `indices` as one batch, X `(B, *S)` and Y `(B,)` int64; IndexError outside the split."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """Give item `index`, x `(*S)` and y `()` int64; raises IndexError outside the split."""
+        x, y = self.__getitems__([index])
+        return x[0], y[0]
+
+
+@final
+class TensorItems(Items):
+    """Items held in memory: x `(N, *S)` uint8, float32 or float64, y `(N,)` int64 or None for no labels."""
+
+    def __init__(self, x: Tensor, y: Tensor | None = None):
+        y = torch.full((len(x),), -1) if y is None else y.to(torch.int64)
+        if y.shape != (len(x),):
+            raise UsageError(f"{len(x)} items have labels of shape {tuple(y.shape)}, not ({len(x)},)")
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return self.x[index], self.y[index]
+
+
+class Data(ABC):
+    """A data set; its constructor only checks its arguments, so that it can be built where its files are missing.
+
+    transform: source units to model space.  classes: number of labels, 0 for none; class_names has one name for each.
+    held_out: whether "test" shares no item with "train".  units: of the source, as figures say them.
+    classes and class_names may read files where only those can tell; so may shape.
+    """
+
+    transform: Transform
+    classes: int = 0
+    class_names: list[str] = []
+    held_out: bool = True
+    units: str
+
+    def __init__(self):
+        self._splits: dict[str, Items] = {}
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Give the shape S of one item."""
+
+    @abstractmethod
+    def _load(self, name: str) -> Items:
+        """Read or draw the split `name`, one of SPLITS."""
+
+    @final
+    def split(self, name: str) -> Items:
+        """Give the split "train", "val", "test" or "all" (every item there is), loaded once.
+
+        Raises UsageError for another name, for a split without items, and for files that are missing or unreadable.
+        """
+        if name not in SPLITS:
+            raise UsageError(f"there is no split {name!r}", f"splits are {', '.join(SPLITS)}")
+        if name not in self._splits:
+            items = self._load(name)
+            if len(items) == 0:
+                raise UsageError(f"the split {name!r} of the data has no items")
+            self._splits[name] = items
+        return self._splits[name]
+
+
+def concatenate(parts: Sequence[TensorItems]) -> TensorItems:
+    """Join splits in the order given, x of the widest dtype among them."""
+    return TensorItems(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+
+
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise UsageError where the argument `data.name` is below its least value."""
+    if value < least:
+        raise UsageError(f"data.{name}={value} is below {least}")
+
+
+def split_seed(seed: int, name: str) -> int:
+    """Derive a 64-bit seed from (seed, split), so that splits are independent draws; UsageError for a negative seed."""
+    from numpy.random import SeedSequence
+
+    check_count("seed", seed, 0)
+    return int(SeedSequence([seed, SPLITS.index(name)]).generate_state(1, "uint64")[0])

@@ -1,0 +1,127 @@
+"""Any folder of pictures as data, decoded as they are asked for."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor
+
+from diffcli.data.base import Data, Items, check_count
+from diffcli.data.decode import check_header, read_picture
+from diffcli.data.transform import Levels
+from diffcli.errors import UsageError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@final
+class PictureItems(Items):
+    """Picture files, decoded at each access to x `(C, size, size)` uint8; y is given by the caller, -1 for none.
+
+    An access raises UsageError naming the file where that cannot be decoded.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], size: int, channels: int):
+        self.files, self.labels, self.size, self.channels = list(files), list(labels), size, channels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        indices = [int(i) for i in indices]
+        x = torch.stack([read_picture(self.files[i], self.size, self.channels) for i in indices])
+        return x, torch.tensor([self.labels[i] for i in indices])
+
+
+@final
+class ImageFolder(Data):
+    """Pictures `(channels, size, size)`, 0..255, of all files under root: shorter side to size, then the centre.
+
+    root: folder, searched recursively; where all pictures lie in sub-folders, the first level of those is the classes.
+    channels: 1 (grey) or 3 (RGB).  test_fraction, val_fraction: shares of the files, evenly spaced in sorted order;
+    val_fraction 0 makes "val" the test set.  Raises UsageError for arguments out of range, and when loading for a
+    missing folder, one without pictures, and a file whose header cannot be read.
+    """
+
+    units = "pixels 0..255"
+
+    def __init__(
+        self,
+        root: str,
+        size: int = 32,
+        channels: int = 3,
+        test_fraction: float = 0.1,
+        val_fraction: float = 0.1,
+    ):
+        super().__init__()
+        if not root:
+            raise UsageError("data=image_folder needs data.root", "data.root=FOLDER of pictures")
+        check_count("size", size, 1)
+        if channels not in (1, 3):
+            raise UsageError(f"data.channels={channels} is neither 1 (grey) nor 3 (RGB)")
+        if not (test_fraction > 0 and val_fraction >= 0 and test_fraction + val_fraction < 1):
+            raise UsageError(
+                f"data.test_fraction={test_fraction} and data.val_fraction={val_fraction} do not leave a training set",
+                "0 < test_fraction, 0 <= val_fraction, and a sum below 1",
+            )
+        self.root, self.size, self.channels = root, size, channels
+        self.test_fraction, self.val_fraction = test_fraction, val_fraction
+        self.transform = Levels(256)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.channels, self.size, self.size)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        parents = [file.relative_to(self._folder).parts[:-1] for file in self._files]
+        return sorted({parts[0] for parts in parents}) if all(parents) else []
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.root).expanduser()
+
+    @cached_property
+    def _files(self) -> list[Path]:
+        if not self._folder.is_dir():
+            raise UsageError(f"there is no folder data.root={self.root}")
+        files = sorted(file for file in self._folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not files:
+            raise UsageError(
+                f"data.root={self.root} has no pictures", "files end in " + " ".join(sorted(s[1:] for s in SUFFIXES))
+            )
+        return files
+
+    def check(self) -> None:
+        """Open every file's header, without decoding; raises UsageError naming the first that cannot be read."""
+        for file in self._files:
+            check_header(file)
+
+    def _load(self, name: str) -> Items:
+        if not self._splits:
+            self.check()
+        files = self._files if name == "all" else self._parts[name]
+        number = {label: i for i, label in enumerate(self.class_names)}
+        labels = [number[file.relative_to(self._folder).parts[0]] if number else -1 for file in files]
+        return PictureItems(files, labels, self.size, self.channels)
+
+    @cached_property
+    def _parts(self) -> dict[str, list[Path]]:
+        test, rest = evenly(self._files, self.test_fraction)
+        val, train = evenly(rest, self.val_fraction / (1 - self.test_fraction))
+        return {"train": train, "val": val if self.val_fraction else test, "test": test}
+
+
+def evenly(items: Sequence, fraction: float) -> tuple[list, list]:
+    """Divide a sequence into a share, evenly spaced from the first item on, and the rest: item i is in the share where
+    `floor(i fraction) > floor((i - 1) fraction)`."""
+    taken = [math.floor(i * fraction) > math.floor((i - 1) * fraction) for i in range(len(items))]
+    share = [item for item, take in zip(items, taken, strict=True) if take]
+    return share, [item for item, take in zip(items, taken, strict=True) if not take]

@@ -1,0 +1,78 @@
+"""What `--help` prints: the commands, and for each its groups with their options and its settings; no torch is imported."""
+
+from pathlib import Path
+
+ABOUT = {
+    "train": "train a score network",
+    "sample": "draw samples from a trained model",
+    "nll": "log-likelihood and bits/dim of data under a model (also: likelihood)",
+    "evaluate": "compare samples with held-out data",
+}
+
+
+def usage() -> str:
+    """`diffcli --help`."""
+    rows = "\n".join(f"  {name:<10} {about}" for name, about in ABOUT.items())
+    return f"""usage: diffcli COMMAND [key=value ...]
+
+{rows}
+
+  diffcli COMMAND --help                 its groups, their options, its settings
+  diffcli train                          trains on scikit-learn's digits; then: diffcli sample
+  diffcli train -m sde=vp,ve seed=0,1    a sweep: every combination
+  diffcli --version
+  eval "$(diffcli -sc install=bash)"     tab completion"""
+
+
+def first_comment(path: Path) -> str:
+    """The first comment of a yaml file that is no directive: its one-line description."""
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            return ""
+        if "@package" not in line:
+            return line[1:].strip()
+    return ""
+
+
+def folders(config_dir: str | None = None) -> list[Path]:
+    """Where configs are looked for: the user's own folder first."""
+    from diffcli.paths import conf_dir
+
+    return ([Path(config_dir)] if config_dir else []) + [conf_dir()]
+
+
+def groups(command: str, config_dir: str | None = None) -> dict[str, dict[str, str]]:
+    """The config groups of a command, each option with its description."""
+    import yaml
+
+    defaults = yaml.safe_load((folders()[-1] / f"{command}.yaml").read_text())["defaults"]
+    names = [name for item in defaults if isinstance(item, dict) for name in item]
+    return {
+        name: {f.stem: first_comment(f) for d in reversed(folders(config_dir)) for f in sorted((d / name).glob("*.yaml"))}
+        for name in names
+    }
+
+
+def command_help(command: str, config_dir: str | None = None) -> str:
+    """`diffcli COMMAND --help`."""
+    import yaml
+
+    lines = [f"usage: diffcli {command} [key=value ...]", "", ABOUT[command], "", "groups (group=option; group.key=value):"]
+    primary = folders()[-1] / f"{command}.yaml"
+    chosen = {k: v for item in yaml.safe_load(primary.read_text())["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    for name, options in groups(command, config_dir).items():
+        default = chosen[name] if chosen[name] is not None else "the checkpoint's"
+        lines.append(f"  {name}  (default: {default})")
+        lines += [f"    {option:<16} {about}".rstrip() for option, about in options.items()]
+    lines += ["", "settings (key=value) and their defaults:"]
+    for path in (primary, primary.with_name("common.yaml")):
+        body = path.read_text().split("\ndefaults:")[1]
+        lines += [f"  {line}" for line in _settings(body)]
+    lines += ["", "a group's own keys: diffcli " + command + " --cfg job", "-m sweeps over a=1,2 b=x,y; --config-dir DIR adds your own configs"]
+    return "\n".join(lines)
+
+
+def _settings(body: str) -> list[str]:
+    """The lines of a primary config behind its defaults list, without Hydra's own and the assembled nodes."""
+    lines = [line for line in body.splitlines()[1:] if line.strip() and not line.startswith(("  - ", "denoiser:"))]
+    return lines[: lines.index("hydra:")] if "hydra:" in lines else lines

@@ -1,0 +1,68 @@
+"""When checkpoints are written, and how: under a final name there is always a whole one."""
+
+import os
+from pathlib import Path
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file in the same folder, flushes it to the disk, then renames it."""
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
+        path = Path(path).resolve()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Checkpoints(L.Callback):
+    """last.ckpt and stepNNNNNNN.ckpt (the newest `keep`) every `every` steps, best.ckpt at the lowest val_loss so far."""
+
+    def __init__(self, folder: Path, every: int, keep: int):
+        self.folder, self.every, self.keep = Path(folder), every, keep
+        self.best = float("inf")
+        self._saved = -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        step = trainer.global_step
+        if step % self.every == 0 and step != self._saved:
+            if self.keep:
+                trainer.save_checkpoint(self.folder / f"step{step:07d}.ckpt")
+                if trainer.is_global_zero:
+                    for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
+                        old.unlink()
+            self.save_last(trainer)
+
+    def on_validation_end(self, trainer, module) -> None:
+        loss = trainer.callback_metrics.get("val_loss")
+        if loss is not None and not trainer.sanity_checking and loss.item() < self.best:
+            self.best = loss.item()
+            trainer.save_checkpoint(self.folder / "best.ckpt")
+
+    def on_train_end(self, trainer, module) -> None:
+        if trainer.global_step != self._saved:
+            self.save_last(trainer)
+
+    def save_last(self, trainer) -> None:
+        """Write last.ckpt."""
+        self._saved = trainer.global_step
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+
+    def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
+        checkpoint["best"] = self.best
+
+    def on_load_checkpoint(self, trainer, module, checkpoint: dict) -> None:
+        self.best = checkpoint["best"]

@@ -1,0 +1,53 @@
+"""Batches in an order that is a function of (seed, batch, rank): nothing to save, exact resume, any number of workers."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from diffcli.data.base import Items
+from diffcli.randomness import key
+
+
+class BatchOrder(Sampler):
+    """The indices of batch `start`, start + 1, … of one rank, without end.
+
+    The items form one stream of random permutations, epoch after epoch; global batch b takes the next world * batch_size of
+    it, and rank r its r-th part, so no item is dropped, and batches may be larger than the data set.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+        self.n, self.batch_size, self.seed, self.rank, self.world, self.start = n, batch_size, seed, rank, world, start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        epoch, order, batch = -1, [], self.start
+        while True:
+            position = (batch * self.world + self.rank) * self.batch_size
+            indices: list[int] = []
+            while len(indices) < self.batch_size:
+                e, k = divmod(position + len(indices), self.n)
+                if e != epoch:
+                    epoch, order = e, self._permutation(e)
+                indices += order[k : k + self.batch_size - len(indices)]
+            yield indices
+            batch += 1
+
+    def _permutation(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(key(self.seed, "order", epoch) % 2**63)
+        return torch.randperm(self.n, generator=generator).tolist()
+
+
+def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
+    """Endless batches (x, y) in source units."""
+    return DataLoader(items, batch_sampler=order, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
+
+
+def val_loader(items: Items, batch_size: int, limit: int) -> DataLoader:
+    """The first `limit` items once, in order."""
+    n = min(limit, len(items))
+    batches = [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
+    return DataLoader(items, batch_sampler=batches, collate_fn=_as_is)
+
+
+def _as_is(batch):
+    return batch  # Items gives whole batches

@@ -1,0 +1,90 @@
+"""The Lightning module: one training step, assembled from a denoiser and a loss."""
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from diffcli.data.base import Data
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.loss import Loss
+from diffcli.errors import NumericalError
+from diffcli.randomness import Draw, key
+from diffcli.training.data import BatchOrder, train_loader, val_loader
+from diffcli.training.optim import Optim
+
+VAL_ITEMS = 1024  # of the val split, each at one time and one noise that never change
+
+
+class Training(L.LightningModule):
+    """Minimises the mean of `loss` over items, divided by the number of dimensions.
+
+    All randomness of a step is a function of (seed, batch, rank, purpose); `meta` goes into every checkpoint.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        data: Data,
+        optim: Optim,
+        max_steps: int,
+        batch_size: int,
+        seed: int = 0,
+        workers: int = 0,
+        dequantize: bool = True,
+        meta: dict | None = None,
+    ):
+        super().__init__()
+        self.denoiser, self.loss = denoiser, loss
+        self.data, self.optim, self.max_steps = data, optim, max_steps
+        self.batch_size, self.seed, self.workers, self.meta = batch_size, seed, workers, meta or {}
+        self.dequantize = dequantize and data.transform.levels is not None
+        self.batches = 0  # that this rank has taken, over all resumptions
+
+    def train_dataloader(self):
+        order = BatchOrder(
+            len(self.data.split("train")), self.batch_size, self.seed, self.global_rank, self.trainer.world_size, self.batches
+        )
+        return train_loader(self.data.split("train"), order, self.workers)
+
+    def val_dataloader(self):
+        return val_loader(self.data.split("val"), self.batch_size, VAL_ITEMS)
+
+    def _losses(self, x: Tensor, draw: Draw) -> Tensor:
+        u = draw.uniform("dequantize", x.shape) if self.dequantize else None
+        x0 = self.data.transform.encode(x, u).to(next(self.denoiser.parameters()).dtype)
+        return self.loss(self.denoiser, x0, draw) / x0[0].numel()
+
+    def training_step(self, batch, _) -> Tensor:
+        draw = Draw(self.seed, self.batches, self.global_rank, self.device)
+        torch.manual_seed(key(self.seed, self.batches, self.global_rank, "dropout") % 2**63)  # networks draw from the global one
+        loss = self._losses(batch[0], draw).mean()
+        self.batches += 1
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, index: int) -> None:
+        losses = self._losses(batch[0], Draw(self.seed, f"val {index}", 0, self.device))
+        self.log("val_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
+
+    def configure_optimizers(self):
+        return self.optim.build(self.denoiser.parameters())
+
+    def on_before_optimizer_step(self, optimizer) -> None:
+        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":  # its scaler skips such a step by itself
+            raise NumericalError(
+                f"the gradient is not finite at step {self.trainer.global_step}; the last checkpoint before it is kept",
+                "a smaller optim.lr, trainer.gradient_clip_val, or another loss.weight",
+            )
+        lr = self.optim.rate(self.trainer.global_step, self.max_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        self.log_dict({"grad_norm": norm, "lr": lr})
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint |= self.meta | {"batches": self.batches}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.batches = checkpoint["batches"]

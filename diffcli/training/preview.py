@@ -1,0 +1,74 @@
+"""Pictures while training: samples from noise that never changes, and one item noised and recovered."""
+
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from diffcli.data.base import Data
+from diffcli.data.pictures import image_grid, is_image, picture
+from diffcli.diffusion.grid import Grid
+from diffcli.diffusion.samplers import Sampler, sample
+from diffcli.randomness import ItemNoise
+from diffcli.sampling import draw_samples
+from diffcli.training.ema import EMA
+
+LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)  # t of the noised item
+
+
+class Preview(L.Callback):
+    """samples/stepNNNNNNN.png every `every` steps and at the end; for images also denoised.png at the end."""
+
+    def __init__(self, folder: Path, ema: EMA, data: Data, sampler: Sampler, grid: Grid, seed: int, every: int, n: int, steps: int):
+        self.folder, self.ema, self.data = Path(folder), ema, data
+        self.sampler, self.grid, self.seed, self.every, self.n, self.steps = sampler, grid, seed, every, n, steps
+        self._done = -1
+
+    def on_train_start(self, trainer, module) -> None:
+        self._done = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, *_) -> None:
+        step = trainer.global_step
+        if self.every and step % self.every == 0 and step != self._done:
+            self._draw(trainer, module)
+
+    def on_train_end(self, trainer, module) -> None:
+        if self.every and trainer.global_step != self._done:
+            self._draw(trainer, module)
+        if self.every and trainer.is_global_zero and is_image(self.data.shape):
+            with torch.no_grad(), self.ema.applied(module):
+                self._denoise(module)
+
+    def _draw(self, trainer, module) -> None:
+        self._done = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        with torch.no_grad(), self.ema.applied(module):
+            module.denoiser.eval()
+            times = self.grid(module.denoiser.sde, self.steps)
+            shape = self.data.shape
+            found = draw_samples(module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device)
+            x = torch.cat([batch.x for batch in found]).float().cpu()
+            module.denoiser.train()
+        if torch.isfinite(x).all():
+            self.folder.joinpath("samples").mkdir(exist_ok=True)
+            picture(self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data)
+
+    def _denoise(self, module) -> None:
+        """Three rows: one val item noised to each level, its x0_hat, and the end of the reverse walk from there."""
+        module.denoiser.eval()
+        sde, transform = module.denoiser.sde, self.data.transform
+        x0 = transform.encode(self.data.split("val")[0][0][None]).float().to(module.device)
+        rows = ([x0], [x0], [x0])
+        for i, u in enumerate(LEVELS):
+            t = torch.tensor(u * sde.t_max, dtype=torch.float64)
+            noise = ItemNoise(self.seed, range(1), x0.shape[1:], x0.dtype, module.device)
+            xt = sde.perturb(x0, t, noise(f"denoise {i}"))
+            times = self.grid(sde, 4 * self.steps)
+            times = torch.cat([t[None], times[times < t]])
+            end = sample(module.denoiser, self.sampler, xt, times, noise).x
+            for row, x in zip(rows, (xt / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt().float(), module.denoiser(xt, t), end), strict=True):
+                row.append(x)
+        module.denoiser.train()
+        x = transform.decode(torch.cat([x for row in rows for x in row]).cpu()).numpy()
+        image_grid(x, self.folder / "denoised.png", transform.levels, columns=len(LEVELS) + 1)
