@@ -69,7 +69,9 @@ def _run(command: str, args: list[str]) -> int:
     from diffcli.advice import explain
     from diffcli.paths import conf_dir
 
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")  # of torch's own internals, not ours
+    for module in ("torch", "lightning"):  # deprecations between those two, nothing a user could act on
+        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
     codes: list[int] = []
     task = functools.partial(_job, command, codes)

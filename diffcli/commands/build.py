@@ -29,7 +29,7 @@ def build(node: dict, where: str):
         if isinstance(cause, DiffcliError):
             raise cause from error
         inner = str(error).partition("full_key: ")[2].strip()
-        key = f"{where}.{inner}" if inner else where
+        key = inner.rsplit(".", 1)[-1] or where  # one word per concept: the node's name is its group's
         raise UsageError(f"{key}: {str(cause or error).splitlines()[0]}") from error
 
 

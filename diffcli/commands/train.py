@@ -72,12 +72,22 @@ def _prepare(cfg) -> None:
             cfg.trainer.accelerator = {"cuda": "gpu"}.get(cfg.device, cfg.device)
     if cfg.trainer.accelerator == "gpu":
         pick_device("cuda")
+    _check_devices(cfg.trainer)
     if typed("network=exact"):
         raise UsageError("network=exact is known already and is not trained", "diffcli sample network=exact data=mixture")
     if "shape" in cfg.network and cfg.network.shape is None:
         data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
         cfg.network.shape = list(data.shape)
         data.split("train")  # a missing file is found before anything is made
+
+
+def _check_devices(trainer) -> None:
+    """Refuse more processes on this machine than it has GPUs or cores: they would only wait for memory and each other."""
+    gpus = torch.cuda.device_count() if trainer.accelerator in ("gpu", "cuda", "auto") else 0
+    there, kind = (gpus, "GPUs") if gpus else (max(2, os.cpu_count() or 1), "CPU cores")
+    wanted = trainer.get("devices")
+    if str(wanted).isdigit() and int(wanted) > there:
+        raise UsageError(f"trainer.devices={wanted}: this machine has {there} {kind}", f"trainer.devices={there}")
 
 
 def build_parts(config: dict) -> Parts:

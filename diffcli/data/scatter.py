@@ -106,7 +106,7 @@ def _draw(ax, x: np.ndarray, limit: tuple[np.ndarray, np.ndarray]) -> None:
 def _histograms(points: dict[str, np.ndarray]):
     figure, (ax,) = _panels(1)
     both = np.concatenate(list(points.values()))
-    bins = np.linspace(both.min(), both.max() or 1.0, 81) if np.ptp(both) else 10
+    bins = np.linspace(both.min(), both.max(), 81) if np.ptp(both) else 10
     for name, x in points.items():
         ax.hist(x[:, 0], bins=bins, density=True, histtype="step", label=f"{name} (n = {len(x)})")
     ax.set(xlabel="x", ylabel="density")

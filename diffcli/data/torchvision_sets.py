@@ -52,8 +52,8 @@ class TorchvisionData(Data):
         if train not in self._loaded:
             try:
                 self._loaded[train] = TensorItems(*self._open(Path(self.root).expanduser(), train))
-            # What torchvision raises for files that are missing, damaged, cut short, and on a failed download.
-            except (RuntimeError, OSError, ValueError, AssertionError) as error:
+            # What torchvision raises for files that are missing, damaged or cut short, and for a failed download.
+            except (RuntimeError, OSError, ValueError, TypeError, KeyError, AssertionError) as error:
                 reason = "could not be downloaded to" if self.download else "is missing, incomplete or damaged in"
                 raise UsageError(f"{self.title} {reason} data.root={self.root}", self.fix) from error
         return self._loaded[train]

@@ -39,7 +39,8 @@ class MLP(nn.Module):
         self.condition = Condition(width, classes)
         self.first = nn.Linear(d, width)
         self.blocks = nn.ModuleList(Residual(width, dropout) for _ in range(blocks))
-        self.last = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), zeroed(nn.Linear(width, d)))
+        # no norm here: the output can grow with the input, as noise far out needs
+        self.last = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, d)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         c = self.condition(c_noise, label)

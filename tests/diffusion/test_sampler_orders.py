@@ -1,0 +1,153 @@
+"""Every sampler converges, to the right answer, with the order it declares, on every SDE and schedule."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from cases import PATHS, build, every_path, f64, generator, level, mixture_2d, no_noise, noised, one_gaussian
+from scipy.special import ndtr
+from scipy.stats import kstest
+
+from diffcli.diffusion.exact import Exact
+from diffcli.diffusion.grid import UniformLam
+from diffcli.diffusion.samplers import DDIM, DPM2, RK45, Ancestral, EulerMaruyama, Heun, sample
+
+ODE = {
+    "ddim": DDIM(),
+    "heun-sigma": Heun("sigma"),
+    "heun-lam": Heun("lam"),
+    "heun-t": Heun("t"),
+    "dpm2": DPM2(),
+}
+SDE = {
+    "euler_maruyama": EulerMaruyama(),
+    "ancestral": Ancestral(),
+    "ddim-half": DDIM(0.5),
+    "ddim-1": DDIM(1.0),
+}
+every_sde_sampler = pytest.mark.parametrize("sampler", SDE.values(), ids=SDE)
+
+
+@cache
+def reference(pair):
+    """The model, 24 starts, and the PF-ODE's ends from there to about 1e-7."""
+    sde = build(*pair)
+    model = Exact(sde, mixture_2d())
+    start, times = noised(sde, model.mixture, 24, sde.t_max), UniformLam()(sde, 1)
+    return model, start, sample(model, RK45(1e-8), start, times, no_noise).x
+
+
+def errors(pair, sampler, steps):
+    model, start, end = reference(pair)
+    got = sample(model, sampler, start, UniformLam()(model.sde, steps), no_noise).x
+    return (got - end).norm(dim=1)
+
+
+@pytest.mark.parametrize("sampler", ODE.values(), ids=ODE)
+@pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
+def test_ode_samplers_converge_with_their_order(pair, sampler):
+    """The median item's error falls by 2^order when the steps double, to below what any wrong limit would leave."""
+    coarse, fine = errors(pair, sampler, 80), errors(pair, sampler, 160)
+    assert torch.log2(coarse / fine).median().item() == pytest.approx(sampler.order, abs=0.2)
+    assert fine.median() < (0.05 if sampler.order == 1 else 0.01)
+
+
+@pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
+def test_rk45_meets_its_tolerance(pair):
+    """The sum of its local errors, in evaluations that a first-order method could do nothing with."""
+    model, start, end = reference(pair)
+    got, nfe = sample(model, RK45(1e-5), start, UniformLam()(model.sde, 1), no_noise)
+    assert (got - end).abs().max() < 5e-4
+    assert nfe.max() < 300
+
+
+@every_path
+def test_rk45_gives_the_gaussians_closed_form(sde):
+    """For one Gaussian the PF-ODE's map is mu_s + S_s^(1/2) S_t^(-1/2) (x - mu_t)."""
+    model, times = Exact(sde, one_gaussian()), UniformLam()(sde, 1)
+    x = noised(sde, model.mixture, 16, sde.t_max)
+    (m_t, c_t), (m_s, c_s) = (level(model.mixture, sde, t) for t in times)
+    (v_t, q), (v_s, q_s) = torch.linalg.eigh(c_t), torch.linalg.eigh(c_s)
+    # the axes stay while the spreads change; eigh may order and sign them as it likes
+    root_t, root_s = q @ v_t.sqrt().diag() @ q.T, q_s @ v_s.sqrt().diag() @ q_s.T
+    expected = m_s + (x - m_t) @ torch.linalg.inv(root_t) @ root_s
+    got = sample(model, RK45(1e-7), x, times, no_noise).x
+    assert (got - expected).abs().max() < 1e-5
+
+
+class Given:
+    """Noise that is what the test says, at every step."""
+
+    def __init__(self, z):
+        self.z = z
+
+    def __call__(self, counter):
+        return self.z
+
+
+def affine(sampler, model, plan, i):
+    """x_s = a x_t + b + c z of one step on one Gaussian, by x and z = basis vectors."""
+    eye, none = torch.eye(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
+    x, z = torch.cat([none[:1], eye, none]), torch.cat([none[:1], none, eye])
+    out = sampler.step(model, x, i, plan, [], Given(z))
+    b = out[0]
+    return (out[1:3] - b).T, b, (out[3:] - b).T
+
+
+def weak_error(sampler, sde, steps):
+    """Of the mean and covariance at the last time, carried exactly through every step: no Monte Carlo."""
+    model, times = Exact(sde, one_gaussian()), UniformLam()(sde, steps)
+    plan = sampler.plan(sde, times)
+    mean, cov = level(model.mixture, sde, times[0])
+    for i in range(steps):
+        a, b, c = affine(sampler, model, plan, i)
+        mean, cov = a @ mean + b, a @ cov @ a.T + c @ c.T
+    true_mean, true_cov = level(model.mixture, sde, times[-1])
+    return (mean - true_mean).norm().item(), (cov - true_cov).norm().item()
+
+
+@every_sde_sampler
+@every_path
+def test_sde_samplers_converge_in_distribution(sde, sampler):
+    coarse, fine = weak_error(sampler, sde, 120), weak_error(sampler, sde, 240)
+    slope = math.log2(sum(coarse) / sum(fine))
+    assert sum(fine) < 0.1 and slope > 0.8, (coarse, fine, slope)
+
+
+def projected(mixture, direction, alpha, sigma):
+    """The exact distribution function of direction . x at the level (alpha, sigma)."""
+    means = alpha * mixture.means @ direction
+    stds = (alpha**2 * torch.einsum("i,kij,j->k", direction, mixture.covs, direction) + sigma**2).sqrt()
+
+    def cdf(x):
+        x = torch.as_tensor(x, dtype=torch.float64)
+        return (mixture.weights * torch.from_numpy(ndtr(((x[:, None] - means) / stds).numpy()))).sum(1).numpy()
+
+    return cdf
+
+
+@pytest.mark.parametrize("sampler", (SDE | {"dpm2": DPM2()}).values(), ids=SDE | {"dpm2": DPM2()})
+@pytest.mark.parametrize("sde", [pytest.param(build(*p), id="-".join(p)) for p in PATHS[::4]])
+def test_samples_of_a_mixture_have_its_law(sde, sampler):
+    """Kolmogorov-Smirnov against the exact distribution function, along four directions."""
+    mixture, rng, n = mixture_2d(), generator(5), 2500
+    times = UniformLam()(sde, 300)
+    start = noised(sde, mixture, n, sde.t_max, seed=3)
+
+    def noise(counter):
+        return torch.randn(start.shape, dtype=start.dtype, generator=rng)
+
+    x = sample(Exact(sde, mixture), sampler, start, times, noise, last="stop").x
+    for angle in f64(0.0, 0.8, 1.6, 2.4):
+        direction = torch.stack([angle.cos(), angle.sin()])
+        cdf = projected(mixture, direction, sde.alpha(times[-1]), sde.sigma(times[-1]))
+        assert kstest((x @ direction).numpy(), cdf).pvalue > 1e-3
+
+
+def test_the_law_check_can_tell():
+    """What the test above would see if the score were off by a tenth."""
+    mixture = mixture_2d()
+    x = 1.1 * mixture.sample(3000, generator(3))[0]
+    cdf = projected(mixture, f64(1.0, 0.0), 1.0, 0.0)
+    assert kstest(x[:, 0].numpy(), cdf).pvalue < 1e-3
