@@ -1,6 +1,8 @@
 """What Lightning starts as the other processes of a run: they load the config that rank 0 resolved, and never meet Hydra."""
 
+import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +11,14 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).re
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
+def _die_with_parent() -> None:
+    """Ask Linux to end this process when rank 0 is killed, which could not do it itself."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> int:
+    _die_with_parent()
     from omegaconf import OmegaConf
 
     from diffcli.cli import report

@@ -16,7 +16,7 @@ class Draw:
     """The random numbers of one training step: a function of (seed, step, rank, purpose), drawn on `device`."""
 
     def __init__(self, seed: int, step: int | str, rank: int = 0, device: torch.device | str = "cpu"):
-        self.seed, self.step, self.rank, self.device = seed, step, rank, torch.device(device)
+        self.seed, self.step, self.rank, self.device = int(seed), step, int(rank), torch.device(device)
 
     def generator(self, purpose: str) -> torch.Generator:
         seed = key(self.seed, self.step, self.rank, purpose) % 2**63
@@ -39,23 +39,27 @@ class ItemNoise:
     """
 
     def __init__(self, seed: int, items, shape, dtype=torch.float32, device: torch.device | str = "cpu"):
-        self.seed, self.items, self.shape, self.dtype, self.device = seed, list(items), tuple(shape), dtype, device
+        self.seed, self.items, self.shape = int(seed), [int(i) for i in items], tuple(shape)
+        self.dtype, self.device = dtype, device
 
-    def _stack(self, name: str, counter, shape) -> Tensor:
+    def _stack(self, kind: str, counter, shape) -> np.ndarray:
         def one(item):
-            rng = np.random.Generator(np.random.Philox(key=key(self.seed, item, counter)))
-            return getattr(rng, name)(size=shape)
+            rng = np.random.Generator(np.random.Philox(key=key(self.seed, item, counter, kind)))
+            return getattr(rng, kind)(size=shape)
 
-        return torch.from_numpy(np.stack([one(i) for i in self.items])).to(self.dtype).to(self.device)
+        return np.stack([one(i) for i in self.items])
+
+    def _tensor(self, a: np.ndarray) -> Tensor:
+        return torch.from_numpy(a).to(self.dtype).to(self.device)
 
     def __call__(self, counter: int | str) -> Tensor:
         """Standard normal noise (B, *S); counter 0 is the start, i + 1 belongs to step i."""
-        return self._stack("standard_normal", counter, self.shape)
+        return self._tensor(self._stack("standard_normal", counter, self.shape))
 
     def uniform(self, counter: int | str) -> Tensor:
-        """Uniform on [0, 1), (B, *S)."""
-        return self._stack("random", counter, self.shape)
+        """Uniform on [0, 1), (B, *S); below 1 after the cast too."""
+        return self._tensor(np.minimum(self._stack("random", counter, self.shape), 1 - 2.0**-24))
 
     def signs(self, counter: int | str, probes: int) -> Tensor:
         """Rademacher probes (B, probes, *S)."""
-        return self._stack("random", counter, (probes, *self.shape)).sub(0.5).sign()
+        return self._tensor(np.where(self._stack("random", counter, (probes, *self.shape)) < 0.5, -1.0, 1.0))

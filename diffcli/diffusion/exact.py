@@ -23,13 +23,14 @@ class GaussianMixture(nn.Module):
         k, d = means.shape
         require(weights.shape == (k,) and covs.shape == (k, d, d), "weights (K,), means (K, d), covs (K, d, d) disagree")
         variances, axes = torch.linalg.eigh(covs)
+        require(abs(weights.sum().item() - 1) < 1e-6 and bool((weights > 0).all()), "the weights must be above 0 and sum to 1")
         require(bool((variances > 0).all()), "every covariance must be positive definite")
         for name, value in dict(weights=weights, means=means, covs=covs, variances=variances, axes=axes).items():
             self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn, recurse=True):
         # moves with the module, stays float64 under .float(), .to(dtype) and precision plugins
-        return super()._apply(lambda a: fn(a).to(torch.float64), recurse)
+        return super()._apply(lambda a: a.to(fn(a).device), recurse)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """n draws (n, d) and the component of each (n,)."""

@@ -71,12 +71,12 @@ class FixedStep:
         """Integrate `dy/dtau = fn(y, tau (B,))` from a to b; the state at b and the evaluations of each item (B,)."""
         batch = y[0].shape[0]
         grid = torch.linspace(a, b, self.steps + 1, dtype=torch.float64, device=y[0].device)
-        for tau, end in zip(grid[:-1], grid[1:], strict=True):
+        for i, (tau, end) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
             h, stages = (end - tau).expand(batch), []
             for c, weights in zip(self.tableau.c, self.tableau.a, strict=True):
                 stages.append(fn(_add(y, h, weights, stages) if weights else y, tau + c * h))
             y = _add(y, h, self.tableau.b, stages)
-            _check_finite(y, end.expand(batch), self.steps * len(self.tableau.c))
+            _check_finite(y, end.expand(batch), (i + 1) * len(self.tableau.c))
         return y, torch.full((batch,), self.steps * len(self.tableau.c), dtype=torch.int64)
 
 
