@@ -1,4 +1,4 @@
-"""What Lightning starts as the other processes of a run: they load the config that rank 0 resolved, and never meet Hydra."""
+"""The other processes of a run, started by Lightning: they load the config that rank 0 resolved and never meet Hydra."""
 
 import ctypes
 import os
@@ -22,13 +22,13 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from diffcli.cli import report
-    from diffcli.commands.train import build_parts, fit
+    from diffcli.commands.train import build_parts, build_trainer, fit
 
     folder = Path(os.environ["DIFFCLI_RUN_DIR"])
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         resume = os.environ.get("DIFFCLI_RESUME")
-        return fit(build_parts(config), None, Path(resume) if resume else None)
+        return fit(build_parts(config), build_trainer(config, folder), folder, Path(resume) if resume else None)
     except Exception as error:  # noqa: BLE001 - the outermost boundary of this process
         return report(error, debug=True)
 

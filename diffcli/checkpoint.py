@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ from hydra.utils import instantiate
 from torch import nn
 
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.sde import SDE
 from diffcli.errors import CheckpointError, UsageError
 
 FORMAT = 1
+PARTS = ("diffcli.data.", "diffcli.diffusion.", "diffcli.networks.")  # the modules a checkpoint's config may name
+DEPTH, SIZE = 20, 100_000  # of such a config; a forged one can contain itself
 
 
 def newest(root: str | Path = "outputs") -> Path:
@@ -21,7 +25,8 @@ def newest(root: str | Path = "outputs") -> Path:
     found = sorted(Path(root).glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
     if not found:
         raise UsageError(
-            f"no training run under {root}/, and no ckpt given", "diffcli train, or ckpt=PATH, or network=exact data=mixture"
+            f"no training run under {root}/, and no ckpt given",
+            "diffcli train, or ckpt=PATH, or network=exact data=mixture",
         )
     return found[-1]
 
@@ -34,9 +39,9 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if not path.exists():
         raise UsageError(f"there is no checkpoint {path}", "diffcli train makes one, under outputs/")
-    if not path.is_file():
+    if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint", f"ckpt={path}/checkpoints/last.ckpt")
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is no checkpoint of diffcli, or it was cut short")
     try:
         with zipfile.ZipFile(path) as archive:
@@ -46,15 +51,19 @@ def read(path: str | Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path} is refused: it holds Python objects, which may run code") from None
     except Exception as error:  # noqa: BLE001 - damaged files fail in many ways inside zipfile and torch
-        text = str(error)
-        if "GLOBAL" in text or "Unsupported" in text:
-            raise CheckpointError(f"{path} is refused: it holds Python objects, not only weights, and may run code") from None
         raise CheckpointError(f"{path} cannot be read ({type(error).__name__})") from None
     if not isinstance(content, dict) or not {"format", "config", "state_dict", "ema", "shape"} <= content.keys():
         raise CheckpointError(f"{path} is no checkpoint of diffcli")
-    if content["format"] != FORMAT:
-        raise CheckpointError(f"{path} has format {content['format']}, this version of diffcli reads {FORMAT}")
+    if type(content["format"]) is not int or content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has another format, this version of diffcli reads {FORMAT}")
+    config, shape = content["config"], content["shape"]
+    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("denoiser", "data")):
+        raise CheckpointError(f"{path} has no model and data in its config")
+    if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
+        raise CheckpointError(f"{path} has no shape of items")
     for group in ("state_dict", "ema"):
         _check_tensors(content[group], group, path)
     return content
@@ -64,62 +73,89 @@ def _check_tensors(tensors, group: str, path: Path) -> None:
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path} has no weights in its {group}")
     for name, value in tensors.items():
-        if not torch.is_tensor(value) or value.layout is not torch.strided:
+        if not isinstance(name, str) or not _is_dense(value):
             raise CheckpointError(f"{path} is refused: {name} in its {group} is no dense tensor")
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {name} in its {group} is not finite")
+
+
+def _is_dense(value) -> bool:
+    """A tensor whose elements are all there: not sparse, quantised or without storage, none stored once for many."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
+        return False
+    return value.device.type == "cpu" and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def check_node(node, bases: tuple[type, ...], trust: str | None, where: str) -> None:
     """Refuse a config that could do more than build a model: it names classes of diffcli (or of `trust`), nothing else.
 
-    A class counts as diffcli's by the module that defines it, so that nothing re-exported gets through; it must also be one
-    of `bases`.  Raises CheckpointError with one sentence.
+    A class counts as diffcli's by the module that defines it, so that nothing re-exported gets through; it must also be
+    one of `bases`.  Of `trust`, functions will do.  Raises CheckpointError with one sentence.
     """
+    if not isinstance(node, dict) or "_target_" not in node:
+        raise CheckpointError(f"the checkpoint is refused: its {where} names no class")
     for path, value in _walk(node, where):
         if isinstance(value, str) and "${" in value:
             raise CheckpointError(f"the checkpoint is refused: {path} holds an interpolation")
+        if value is not None and type(value) not in (dict, list, str, int, float, bool):
+            raise CheckpointError(f"the checkpoint is refused: {path} is a {type(value).__name__}, not plain data")
         if isinstance(value, dict):
-            odd = [k for k in value if not isinstance(k, str) or (k.startswith("_") and k != "_target_")]
+            odd = [
+                k for k in value if not isinstance(k, str) or not k.isprintable() or (k[:1] == "_" and k != "_target_")
+            ]
             if odd:
-                raise CheckpointError(f"the checkpoint is refused: {path} has the key {odd[0]}")
+                raise CheckpointError(f"the checkpoint is refused: {path} has the key {odd[0]!r}")
             if "_target_" in value:
                 _check_target(value["_target_"], bases, trust, path)
 
 
-def _walk(node, path: str) -> Iterator[tuple[str, object]]:
-    yield path, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield from _walk(value, f"{path}.{key}")
+def _walk(node, where: str) -> Iterator[tuple[str, object]]:
+    todo, seen = [(where, node, 0)], 0
+    while todo:
+        path, value, depth = todo.pop()
+        seen += 1
+        if depth > DEPTH or seen > SIZE:
+            raise CheckpointError(f"the checkpoint is refused: its {where} is too large or nested too deeply")
+        yield path, value
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        todo += [(f"{path}.{key}", item, depth + 1) for key, item in items]
 
 
 def _check_target(target, bases: tuple[type, ...], trust: str | None, path: str) -> None:
-    package = str(target).partition(".")[0]
-    if package != "diffcli" and (trust is None or package != trust):
+    if not isinstance(target, str) or not all(word.isidentifier() for word in target.split(".")):
+        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is no name of a class")
+    package = target.partition(".")[0]
+    if package not in ("diffcli", trust):
         raise CheckpointError(
             f"the checkpoint is refused: {path} is {target!r}, which is not part of diffcli",
             f"if you trust that package, trust={package}",
         )
-    module, _, name = str(target).rpartition(".")
+    foreign = package != "diffcli"
+    if not foreign and not target.startswith(PARTS):
+        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not a model part of diffcli")
+    module, _, name = target.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise CheckpointError(f"the checkpoint names {target!r} ({path}), which cannot be imported") from None
-    if package == trust:
-        return
-    if not inspect.isclass(found) or not found.__module__.startswith("diffcli.") or not issubclass(found, bases):
-        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not a model part of diffcli")
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint names {target!r} ({path}), which cannot be imported ({error})") from None
+    home = str(getattr(found, "__module__", "")).partition(".")[0]  # where it is defined, not where it was found
+    if home != package or not (foreign or (inspect.isclass(found) and issubclass(found, bases))):
+        kind = f"defined in {package}" if foreign else "a model part of diffcli"
+        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not {kind}")
 
 
 def build_denoiser(node: dict, trust: str | None = None) -> Denoiser:
-    """The denoiser that a checked node describes, with fresh weights."""
+    """The denoiser that a node of a checkpoint describes, with fresh weights.  Raises CheckpointError."""
     check_node(node, (nn.Module,), trust, "denoiser")
     try:
-        return instantiate(node, _convert_="all")
-    except Exception as error:  # noqa: BLE001 - whatever a forged or foreign config makes a constructor raise
+        denoiser = instantiate(node, _convert_="all")
+    except Exception as error:
         cause = error.__cause__ or error
-        raise CheckpointError(f"the checkpoint's model cannot be built: {str(cause).splitlines()[0]}") from error
+        what = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise CheckpointError(f"the checkpoint's model cannot be built: {what}") from error
+    if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.sde, SDE):
+        raise CheckpointError(f"the checkpoint is refused: its {node['_target_']} is no model with an SDE")
+    return denoiser
 
 
 def load_weights(denoiser: nn.Module, content: dict, weights: str, path: Path) -> None:
@@ -131,16 +167,20 @@ def load_weights(denoiser: nn.Module, content: dict, weights: str, path: Path) -
     if weights == "ema":
         state |= {k.removeprefix("denoiser."): v for k, v in content["ema"].items()}
     own = denoiser.state_dict()
-    odd = sorted(own.keys() ^ state.keys()) or [k for k in own if own[k].shape != state[k].shape]
+    odd = sorted(own.keys() ^ state.keys()) or [k for k in own if _form(own[k]) != _form(state[k])]
     if odd:
         k = odd[0]
-        what = "is missing" if k not in state else "is unknown" if k not in own else f"has shape {tuple(state[k].shape)}"
+        what = "is unknown" if k not in own else f"has {_form(state[k])}" if k in state else "is missing"
         raise CheckpointError(f"{path} does not fit its own config: {k} {what} ({len(odd)} differences in all)")
     denoiser.load_state_dict(state)
 
 
+def _form(value: torch.Tensor) -> str:
+    return f"shape {tuple(value.shape)}" + ("" if value.is_floating_point() else f" of {value.dtype}")
+
+
 def load_denoiser(path: str | Path, weights: str = "ema", trust: str | None = None) -> Denoiser:
-    """The trained denoiser of a checkpoint, ready to sample from: what a program that uses diffcli as a library calls."""
+    """The trained denoiser of a checkpoint, ready to sample from; for programs that use diffcli as a library."""
     content = read(path)
     denoiser = build_denoiser(content["config"]["denoiser"], trust)
     load_weights(denoiser, content, weights, Path(path))

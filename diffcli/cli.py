@@ -1,4 +1,4 @@
-"""`diffcli COMMAND [key=value ...]`: from a command's name to Hydra, and from any failure to one sentence and an exit code."""
+"""`diffcli COMMAND [key=value ...]`: from a command's name to Hydra, from any failure to a sentence and a code."""
 
 import functools
 import importlib
@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 import warnings
+from datetime import datetime
 from pathlib import Path
 
 from diffcli.errors import DiffcliError, UsageError
@@ -26,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
         print(f"diffcli {__version__}")
         return 0
-    if argv[0] in ("-sc", "--shell-completion"):
-        return _complete(argv)
     command, args = ALIASES.get(argv[0], argv[0]), argv[1:]
     try:
+        if command in ("-sc", "--shell-completion"):
+            return _complete(argv)
         if command not in ABOUT:
             from diffcli.advice import nearest
 
@@ -73,35 +74,99 @@ def _run(command: str, args: list[str]) -> int:
         warnings.filterwarnings("ignore", category=FutureWarning, module=module)
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
+    flags, settings = _split(args)
+    _check_removals(command, settings)
+    sweep = _sweep_folder(command, flags, settings)
+    missing = [p for p in (sweep, *sweep.parents) if not p.exists()] if sweep else []
     codes: list[int] = []
     task = functools.partial(_job, command, codes)
     task.__module__, task.__name__ = f"diffcli.commands.{command}", command  # these name the job
-    saved, sys.argv = sys.argv, ["diffcli", *_with_context(command, args)]
+    words = [*flags, *_with_context(command, settings)]
+    saved, sys.argv = sys.argv, ["diffcli", *words, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
-    except (HydraException, OmegaConfBaseException) as error:
-        return report(explain(command, error, _config_dir(args)))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's, jobs let none out
+        return report(explain(command, error, settings, _config_dir(args)))
     finally:
         sys.argv = saved
-        _sweep_leftovers(codes)
+        if sweep:
+            _sweep_leftovers(sweep, missing, failed=all(codes))
     return max(codes, default=0)
 
 
 def _job(command: str, codes: list[int], cfg) -> None:
     """One job of Hydra's: a failure ends this job and leaves the others of its sweep."""
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         codes.append(importlib.import_module(f"diffcli.commands.{command}").run(cfg) or 0)
     except KeyboardInterrupt:
         raise
+    except OmegaConfBaseException as error:
+        codes.append(report(_unset(command, cfg, error), debug=cfg.get("debug") is True))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: any failure becomes a sentence and a code
-        codes.append(report(error, debug=bool(cfg.get("debug"))))
+        codes.append(report(error, debug=cfg.get("debug") is True))
+
+
+def _unset(command: str, cfg, error: Exception) -> UsageError:
+    """What to say where a value could not be had: it is ??? in the yaml, or refers to one that is not there."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import MissingMandatoryValue, OmegaConf
+
+    from diffcli.advice import explain
+
+    if not isinstance(error, MissingMandatoryValue):
+        return explain(command, error, [])
+    key = min(OmegaConf.missing_keys(cfg), key=len)  # others are the same one, seen through an interpolation
+    group = key.partition(".")[0]
+    option = HydraConfig.get().runtime.choices.get(group)
+    return UsageError(f"{group}={option} needs {key}" if option else f"{command} needs {key}", f"{key}=…")
+
+
+def _config_dir(args: list[str]) -> str | None:
+    for i, a in enumerate(args):
+        if a in ("--config-dir", "-cd") and i + 1 < len(args):
+            return args[i + 1]
+        if a.startswith("--config-dir="):
+            return a.split("=", 1)[1]
+    return None
+
+
+def _split(args: list[str]) -> tuple[list[str], list[str]]:
+    """A command's flags with their values, and its settings.  Raises UsageError for a flag that is not there.
+
+    Flags may stand anywhere; Hydra's own parser wants them on one side of the settings, and prints its usage otherwise.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message):
+        raise UsageError(message, "--help, --cfg job, --config-dir DIR, -m; a setting is written key=value")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    found, unknown = parser.parse_known_intermixed_args(args)
+    if unknown:
+        from diffcli.advice import nearest
+
+        word = unknown[0].partition("=")[0]
+        refuse(f"no flag {word!r}{nearest(word, parser._option_string_actions, 0.8)}")
+    if found.resolve and not found.cfg:
+        refuse("--resolve goes with --cfg")
+    return [a for a in args if a not in found.overrides], found.overrides
+
+
+def _check_removals(command: str, settings: list[str]) -> None:
+    """Raise UsageError for ~key: a command needs all of its groups and settings (keys inside them have defaults)."""
+    for key in (s[1:].partition("=")[0] for s in settings if s.startswith("~")):
+        if "." not in key and "/" not in key:
+            raise UsageError(f"~{key}: {command} cannot do without {key}", f"{key}=VALUE")
 
 
 def _with_context(command: str, args: list[str]) -> list[str]:
     """Commands that take a model from a checkpoint start with empty groups; this lets their keys be set all the same.
 
-    `data.root=DIR` changes a key of the checkpoint's data (Hydra wants a + there); `network=exact` needs no checkpoint, so
-    what would have come from one gets a default.
+    `data.root=DIR` changes a key of the checkpoint's data (Hydra wants a + there); `network=exact` needs no checkpoint,
+    so what would have come from one gets a default.
     """
     if command not in FROM_CHECKPOINT:
         return args
@@ -115,29 +180,29 @@ def _with_context(command: str, args: list[str]) -> list[str]:
     return [f"+{a}" if free and a.startswith(free) else a for a in args]
 
 
-def _config_dir(args: list[str]) -> str | None:
-    for i, a in enumerate(args):
-        if a in ("--config-dir", "-cd") and i + 1 < len(args):
-            return args[i + 1]
-        if a.startswith("--config-dir="):
-            return a.split("=", 1)[1]
-    return None
+def _sweep_folder(command: str, flags: list[str], settings: list[str]) -> Path | None:
+    """Where a sweep goes unless the user says; None where this is none."""
+    words = {s.lstrip("+") for s in settings}
+    if not {"-m", "--multirun"} & set(flags) and "hydra.mode=MULTIRUN" not in words:
+        return None
+    if any(word.startswith("hydra.sweep.dir=") for word in words):
+        return None
+    return Path("outputs") / command / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
 
 
-def _sweep_leftovers(codes: list[int]) -> None:
-    """Remove the folder that Hydra made for a sweep in which no job started a run."""
-    from hydra.core.hydra_config import HydraConfig
+def _sweep_leftovers(folder: Path, missing: list[Path], failed: bool) -> None:
+    """Remove what Hydra made for jobs that started no run: their empty folders, and the sweep's own if all failed.
 
-    if not codes or not HydraConfig.initialized() or not all(codes):
-        return
-    folder = Path(HydraConfig.get().sweep.dir)
-    if not list(folder.glob("*/run.json")):
-        for sub in sorted(folder.glob("*/")):
-            if not any(sub.iterdir()):
-                sub.rmdir()
-        if {p.name for p in folder.glob("*")} == {"multirun.yaml"}:
-            (folder / "multirun.yaml").unlink()
-            folder.rmdir()
+    missing: the folder and those of its parents that were not there before, the innermost first.
+    """
+    for sub in folder.glob("*/"):
+        if not any(sub.iterdir()):
+            sub.rmdir()
+    if failed and [p.name for p in folder.glob("*")] == ["multirun.yaml"]:
+        (folder / "multirun.yaml").unlink()
+    for path in missing:
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def _complete(argv: list[str]) -> int:

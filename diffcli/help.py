@@ -1,4 +1,4 @@
-"""What `--help` prints: the commands, and for each its groups with their options and its settings; no torch is imported."""
+"""What `--help` prints: the commands, and for each its groups, their options and its settings; without torch."""
 
 from pathlib import Path
 
@@ -48,7 +48,9 @@ def groups(command: str, config_dir: str | None = None) -> dict[str, dict[str, s
     defaults = yaml.safe_load((folders()[-1] / f"{command}.yaml").read_text())["defaults"]
     names = [name for item in defaults if isinstance(item, dict) for name in item]
     return {
-        name: {f.stem: first_comment(f) for d in reversed(folders(config_dir)) for f in sorted((d / name).glob("*.yaml"))}
+        name: {
+            f.stem: first_comment(f) for d in reversed(folders(config_dir)) for f in sorted((d / name).glob("*.yaml"))
+        }
         for name in names
     }
 
@@ -57,9 +59,20 @@ def command_help(command: str, config_dir: str | None = None) -> str:
     """`diffcli COMMAND --help`."""
     import yaml
 
-    lines = [f"usage: diffcli {command} [key=value ...]", "", ABOUT[command], "", "groups (group=option; group.key=value):"]
+    lines = [
+        f"usage: diffcli {command} [key=value ...]",
+        "",
+        ABOUT[command],
+        "",
+        "groups (group=option; group.key=value):",
+    ]
     primary = folders()[-1] / f"{command}.yaml"
-    chosen = {k: v for item in yaml.safe_load(primary.read_text())["defaults"] if isinstance(item, dict) for k, v in item.items()}
+    chosen = {
+        k: v
+        for item in yaml.safe_load(primary.read_text())["defaults"]
+        if isinstance(item, dict)
+        for k, v in item.items()
+    }
     for name, options in groups(command, config_dir).items():
         default = chosen[name] if chosen[name] is not None else "the checkpoint's"
         lines.append(f"  {name}  (default: {default})")
@@ -68,7 +81,11 @@ def command_help(command: str, config_dir: str | None = None) -> str:
     for path in (primary, primary.with_name("common.yaml")):
         body = path.read_text().split("\ndefaults:")[1]
         lines += [f"  {line}" for line in _settings(body)]
-    lines += ["", "a group's own keys: diffcli " + command + " --cfg job", "-m sweeps over a=1,2 b=x,y; --config-dir DIR adds your own configs"]
+    lines += [
+        "",
+        "a group's own keys: diffcli " + command + " --cfg job",
+        "-m sweeps over a=1,2 b=x,y; --config-dir DIR adds your own configs",
+    ]
     return "\n".join(lines)
 
 

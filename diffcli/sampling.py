@@ -39,10 +39,11 @@ def draw_samples(
     """
     for items in batches(n, batch_size):
         noise = ItemNoise(seed, items, shape, dtype, device)
-        if start is None:
-            x = denoiser.sde.sample_prior(noise(0))
-        else:
-            x = start[[min(i, n - 1) for i in items]].to(dtype).to(device)
+        x = (
+            denoiser.sde.sample_prior(noise(0))
+            if start is None
+            else start[[min(i, n - 1) for i in items]].to(dtype).to(device)
+        )
         keep = min(len(items), n - items.start)
         watch = None if callback is None else lambda i, x, keep=keep, items=items: callback(items.start, i, x[:keep])
         x, nfe = sample(denoiser, sampler, x, times, noise, last, watch)

@@ -1,6 +1,5 @@
 """From a config node to an object: names and types are checked against the constructor first."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -60,7 +59,9 @@ def _locate(path: str, where: str):
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{where}: cannot import {path!r} ({error})", "is its package installed, or on PYTHONPATH?") from None
+        raise UsageError(
+            f"{where}: cannot import {path!r} ({error})", "is its package installed, or on PYTHONPATH?"
+        ) from None
 
 
 def check_type(value, hint, where: str) -> None:
@@ -68,14 +69,19 @@ def check_type(value, hint, where: str) -> None:
     if not fits(value, hint):
         options = [str(a) for h in _members(hint) if typing.get_origin(h) is typing.Literal for a in typing.get_args(h)]
         if options:
-            close = difflib.get_close_matches(str(value), options, n=1, cutoff=0.5)
-            advice = f", did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"{where} cannot be {value!r}{advice}", f"{where}=" + "|".join(options))
+            # nearer than a name need be: the few options are all shown, and gpu is not a cpu
+            raise UsageError(
+                f"{where} cannot be {value!r}{nearest(value, options, 0.7)}", f"{where}=" + "|".join(options)
+            )
         raise UsageError(f"{where} must be {describe(hint)}, got {value!r}")
 
 
 def _members(hint) -> tuple:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )
 
 
 def fits(value, hint) -> bool:

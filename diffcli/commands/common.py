@@ -57,6 +57,9 @@ def recorded(folder: RunFolder):
     except KeyboardInterrupt:
         folder.write("interrupted")
         raise
+    except UsageError:
+        folder.discard()  # nothing was started
+        raise
     except Exception as error:
         if Path(folder.path).is_dir():
             (folder.path / "error.log").write_text("".join(traceback.format_exception(error)))

@@ -66,7 +66,10 @@ def table(figures: dict) -> list[str]:
     for name, label in (("sliced_wasserstein", "sliced Wasserstein"), ("mmd2", "MMD^2 (unbiased)")):
         rows.append((label, f"{figures[name]:.5f}", f"{figures[f'{name}_halves']:.5f}"))
     lines = [f"{a:<20} {b:>16} {c:>24}" for a, b, c in rows]
-    return [*lines, f"({figures['m']} items on each side; the right column is what perfect samples would give, lower is better)"]
+    return [
+        *lines,
+        f"({figures['m']} items on each side; the right column is what perfect samples would give, lower is better)",
+    ]
 
 
 def _picture(path: Path, x: np.ndarray, real: np.ndarray, model: Model) -> None:

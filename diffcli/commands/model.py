@@ -36,6 +36,8 @@ def load_model(cfg, device: torch.device) -> Model:
 
     Raises UsageError for settings that do not fit, CheckpointError for a checkpoint that cannot be used.
     """
+    if typed("prediction="):  # before its interpolations are resolved, which need a whole model
+        raise UsageError("prediction= is part of the trained model and cannot be changed", "diffcli train prediction=…")
     check_settings(plain(cfg), GROUPS)
     if cfg.devices not in (None, 1):
         raise UsageError(f"devices={cfg.devices}: this command uses one device", "devices=1")
@@ -49,7 +51,9 @@ def _exact(cfg) -> Model:
     if config["ckpt"] is not None:
         raise UsageError("network= cannot be changed where ckpt= gives the model", "leave one of the two out")
     if config["denoiser"] is None:
-        raise UsageError("without a checkpoint there are no trained weights for this network", "network=exact, or ckpt=PATH")
+        raise UsageError(
+            "without a checkpoint there are no trained weights for this network", "network=exact, or ckpt=PATH"
+        )
     data = build(config["data"], "data")
     denoiser = build(config["denoiser"], "network")
     shape = tuple(denoiser.mixture.means.shape[1:])
@@ -59,17 +63,16 @@ def _exact(cfg) -> Model:
 
 
 def _from_checkpoint(cfg) -> Model:
-    for group in ("prediction",):
-        if typed(f"{group}="):
-            raise UsageError(f"{group}= is part of the trained model and cannot be changed", "diffcli train " + group + "=…")
     path = Path(cfg.ckpt).expanduser() if cfg.ckpt is not None else checkpoint.newest()
     if cfg.ckpt is None:
         say(f"model: {path} (the newest training run)")
     content = checkpoint.read(path)
     config = plain(cfg)
     node, data_node = content["config"]["denoiser"], content["config"]["data"]
-    if typed("sde.t_min") and not typed("sde="):
+    if typed("sde.") and not typed("sde="):
+        checkpoint.check_node(node, (nn.Module,), cfg.trust, "denoiser")
         _change(node.get("sde"), config["sde"], "sde", allowed={"t_min"})
+        build(node["sde"], "sde")  # a value that does not fit is the user's error, not the checkpoint's
     if typed("data="):
         data_node = config["data"]
     elif config.get("data"):

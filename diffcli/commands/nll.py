@@ -45,7 +45,11 @@ def run(cfg) -> int:
             chosen = np.concatenate([order[:EXTREMES], order[max(EXTREMES, n - EXTREMES) :]])
             picture(items.__getitems__(chosen.tolist())[0].numpy(), path / "grid.png", model.data)
             files.append(path / "grid.png")
-        folder.write("finished", nfe=nfe_summary(nfe), results=results | {"measuring_seconds": round(time.monotonic() - begun, 3)})
+        folder.write(
+            "finished",
+            nfe=nfe_summary(nfe),
+            results=results | {"measuring_seconds": round(time.monotonic() - begun, 3)},
+        )
     _report(results, model, nfe, cfg.split)
     for file in files:
         note = " (most likely first, least likely last)" if file.suffix == ".png" else ""
@@ -75,7 +79,9 @@ def measure(model: Model, items, n: int, likelihood, device) -> tuple[np.ndarray
             bar.update(keep)
     log_prob, std_err, nfe = (np.concatenate(c) for c in columns)
     if not np.isfinite(log_prob).all():
-        raise NumericalError(f"the log-likelihood of item {int(np.flatnonzero(~np.isfinite(log_prob))[0])} is not finite")
+        raise NumericalError(
+            f"the log-likelihood of item {int(np.flatnonzero(~np.isfinite(log_prob))[0])} is not finite"
+        )
     return log_prob, std_err, nfe
 
 
@@ -93,13 +99,18 @@ def summary(model: Model, log_prob: np.ndarray, std_err: np.ndarray) -> dict:
     }
     if model.data.transform.levels:
         scale = d * math.log(2)
-        found |= {"bits_per_dim": float(-log_prob.mean() / scale), "bits_per_dim_standard_error": None if se is None else se / scale}
+        found |= {
+            "bits_per_dim": float(-log_prob.mean() / scale),
+            "bits_per_dim_standard_error": None if se is None else se / scale,
+        }
     return found
 
 
 def _report(results: dict, model: Model, nfe: np.ndarray, split: str) -> None:
     def pm(mean: str, error: str) -> str:
-        return f"{results[mean]:.4f}" + (f" ± {results[error]:.4f}" if results[error] is not None else " (one item: no standard error)")
+        return f"{results[mean]:.4f}" + (
+            f" ± {results[error]:.4f}" if results[error] is not None else " (one item: no standard error)"
+        )
 
     if "bits_per_dim" in results:
         dequantized = model.config["dequantize"]
@@ -108,7 +119,9 @@ def _report(results: dict, model: Model, nfe: np.ndarray, split: str) -> None:
     if results["divergence_std_err_mean"] is None:
         say("          one probe gives no error of the divergence estimate (likelihood.probes=2 or more does)")
     elif results["divergence_std_err_mean"] > 0:
-        say(f"          of which the divergence estimate leaves ± {results['divergence_std_err_mean']:.4f} nats an item")
+        say(
+            f"          of which the divergence estimate leaves ± {results['divergence_std_err_mean']:.4f} nats an item"
+        )
     say(f"NFE       {nfe_text(nfe)} an item; {results['n']} items of the {split} split, model {model.source}")
 
 

@@ -14,15 +14,26 @@ from pathlib import Path
 from diffcli.errors import DiffcliError, UsageError
 
 # what a run may have written; nothing else is ever removed
-OWN = ("run.json", "config.yaml", "metrics.csv", "metrics.json", "error.log", "checkpoints", "samples", "samples.npy", "nll.csv")
+OWN = (
+    "run.json",
+    "config.yaml",
+    "metrics.csv",
+    "metrics.json",
+    "error.log",
+    "checkpoints",
+    "samples",
+    "samples.npy",
+    "nll.csv",
+)
 OWN += ("grid.png", "trajectory.png", "trajectory.gif", "comparison.png", "denoised.png", "wandb", "tensorboard")
 
 
 class RunFolder:
     """`path`, made new, with a record that is complete from the start and brought up to date at the end."""
 
-    def __init__(self, path: Path, command: str, config: dict):
+    def __init__(self, path: Path, command: str, config: dict, made: list[Path] | tuple = ()):
         self.path, self.begun = path, time.monotonic()
+        self.made = made  # folders that were not there before, innermost first
         self.record = {
             "command": command,
             "status": "running",
@@ -43,6 +54,22 @@ class RunFolder:
         self.record |= {"status": status, "seconds": round(time.monotonic() - self.begun, 3), **entries}
         write_text(self.path / "run.json", json.dumps(self.record, indent=2, default=str, allow_nan=True) + "\n")
 
+    def discard(self) -> None:
+        """Leave nothing of a run that did not start: its own files, and the folders made for it."""
+        _remove_own(self.path)
+        for path in self.made:
+            if any(path.iterdir()):
+                return
+            path.rmdir()
+
+
+def _remove_own(path: Path) -> None:
+    for name in OWN:
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)
+        else:
+            (path / name).unlink(missing_ok=True)
+
 
 def write_text(path: Path, text: str) -> None:
     """Write a file such that its name holds either the old or the new content, whole."""
@@ -55,7 +82,9 @@ def choose(command: str, config: dict) -> Path:
     """The folder of this run: `out`, else a new one under outputs/.  Raises UsageError if `out` holds another run."""
     from hydra.core.hydra_config import HydraConfig
 
-    sweep = HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    sweep = (
+        HydraConfig.initialized() and HydraConfig.get().mode is not None and HydraConfig.get().mode.name == "MULTIRUN"
+    )
     if config["out"] is not None:
         path = Path(config["out"]).expanduser()
         path = path / str(HydraConfig.get().job.num) if sweep else path
@@ -66,7 +95,7 @@ def choose(command: str, config: dict) -> Path:
     if path.exists() and not path.is_dir():
         raise UsageError(f"out={path} is a file, not a folder")
     if (path / "run.json").exists() and not config["overwrite"]:
-        more = f" or resume=auto goes on with it; overwrite=true replaces it" if command == "train" else ""
+        more = " or resume=auto goes on with it; overwrite=true replaces it" if command == "train" else ""
         raise UsageError(f"out={path} already holds a run", f"another out=DIR{more or ', or overwrite=true'}")
     return path
 
@@ -77,11 +106,11 @@ def create(path: Path, command: str, config: dict, keep: bool = False) -> RunFol
     Raises DiffcliError (exit 1) if it cannot be written.
     """
     try:
+        made = [p for p in (path, *path.parents) if not p.exists()]
         path.mkdir(parents=True, exist_ok=True)
         if (path / "run.json").exists() and not keep:
-            for name in OWN:
-                shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink(missing_ok=True)
-        folder = RunFolder(path, command, config)
+            _remove_own(path)
+        folder = RunFolder(path, command, config, made)
         folder.write("running")
     except OSError as error:
         raise DiffcliError(f"cannot write to {path} ({error.strerror})") from error
@@ -95,7 +124,9 @@ def _git() -> str | None:
         return None
     try:
         commit, changes = (
-            subprocess.run(["git", "-C", here, *args], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+            subprocess.run(
+                ["git", "-C", here, *args], capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
             for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

@@ -34,10 +34,17 @@ def run(cfg) -> int:
         x, nfe = draw_all(walk, model, model.config, device, start, frames)
         seconds = time.monotonic() - begun
         if not np.isfinite(x).all():
-            raise NumericalError(f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite")
+            raise NumericalError(
+                f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite"
+            )
         files = _write(path, x, model, frames, cfg.png)
         steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
-        results = {"n": len(x), "last": walk.last, "t_end": float(walk.times[-1]), "sampling_seconds": round(seconds, 3)}
+        results = {
+            "n": len(x),
+            "last": walk.last,
+            "t_end": float(walk.times[-1]),
+            "sampling_seconds": round(seconds, 3),
+        }
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
     say(f"{len(x)} samples, {nfe_text(nfe)} network evaluations each, {seconds:.1f} s, from {model.source}")
     for file in files:

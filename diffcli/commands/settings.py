@@ -6,6 +6,16 @@ from diffcli.advice import nearest
 from diffcli.commands.build import check_type
 from diffcli.errors import UsageError
 
+# Lightning's strategies that start processes by running a file; those that fork or spawn would meet Hydra again
+STRATEGIES = ("auto", "single_device", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false")
+STRATEGIES += ("fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3")
+PRECISIONS = ("32-true", "64-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed", "transformer-engine")
+PRECISIONS += (32, 64, 16, "32", "64", "16", "bf16")
+# what training decides itself: Lightning counts optimiser steps here, and its own files and bars are off
+FIXED = ("max_epochs", "min_epochs", "check_val_every_n_epoch", "use_distributed_sampler", "default_root_dir")
+FIXED += ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "inference_mode", "logger")
+FIXED += ("callbacks", "barebones")
+
 # key -> (type, least, greatest); None is no bound
 SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "out": (str | None, None, None),
@@ -41,30 +51,45 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "png": (bool, None, None),
     # Lightning's own, where a wrong value would only fail late or be taken for something else
     "trainer.max_steps": (int, 1, None),
-    "trainer.devices": (int | str | list[int], 1, None),
+    "trainer.devices": (int | Literal["auto"] | list[int], 1, None),
+    "trainer.accelerator": (Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"], None, None),
+    "trainer.strategy": (Literal[STRATEGIES], None, None),
+    "trainer.precision": (Literal[PRECISIONS], None, None),
     "trainer.num_nodes": (int, 1, None),
     "trainer.accumulate_grad_batches": (int, 1, None),
     "trainer.gradient_clip_val": (float | None, 0, None),
+    "trainer.gradient_clip_algorithm": (Literal["norm", "value"] | None, None, None),
     "trainer.val_check_interval": (int, 1, None),
     "trainer.limit_val_batches": (int | float | None, 0, None),
     "trainer.log_every_n_steps": (int, 1, None),
     "trainer.max_time": (str | None, None, None),
+    "trainer.num_sanity_val_steps": (int, 0, None),
+    "trainer.deterministic": (bool | Literal["warn"] | None, None, None),
+    "trainer.benchmark": (bool | None, None, None),
+    "trainer.detect_anomaly": (bool, None, None),
+    "trainer.sync_batchnorm": (bool, None, None),
+    "trainer.profiler": (Literal["simple", "advanced", "pytorch"] | None, None, None),
 }
 
 
 def check_settings(config: dict, groups: set[str]) -> None:
-    """Check every setting of a plain config that belongs to no group.  Raises UsageError for the first that does not fit."""
+    """Check every setting of a plain config that belongs to no group.  Raises UsageError for the first unfit one."""
     flat = dict(_flat({k: v for k, v in config.items() if k not in groups or k == "trainer"}))
     for key, value in flat.items():
         if key in SETTINGS:
             hint, least, greatest = SETTINGS[key]
+            if value == "":  # an empty path would be the current folder
+                raise UsageError(f"{key}= is empty", f"{key}=VALUE, or leave it out")
             check_type(value, hint, key)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
                 if least is not None and value < least:
                     raise UsageError(f"{key} must be at least {least}, got {value}")
                 if greatest is not None and value > greatest:
                     raise UsageError(f"{key} must be at most {greatest}, got {value}")
-        elif not key.startswith("trainer"):
+        elif key.startswith("trainer."):
+            if key.split(".")[1] in FIXED:
+                raise UsageError(f"{key} is fixed by diffcli", "trainer.max_steps, out, logger, checkpoint.every")
+        else:
             raise UsageError(f"there is no setting {key!r}{nearest(key, SETTINGS)}")
 
 

@@ -27,7 +27,19 @@ GROUPS = {
     "denoiser", "sweep", "experiment",
 }  # fmt: skip
 MODEL = ("denoiser", "data")  # what a resumed run may not change
-FREE = ("out", "overwrite", "debug", "dry_run", "resume", "resume_allow", "logger", "preview", "checkpoint", "workers", "device")
+FREE = (
+    "out",
+    "overwrite",
+    "debug",
+    "dry_run",
+    "resume",
+    "resume_allow",
+    "logger",
+    "preview",
+    "checkpoint",
+    "workers",
+    "device",
+)
 
 
 @dataclass
@@ -55,17 +67,18 @@ def run(cfg) -> int:
     if config["dry_run"]:
         say(f"would train {parameters(parts.denoiser):,} parameters for {steps} steps in {path}")
         return 0
+    trainer = build_trainer(config, path)
+    logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] else None
     folder = create(path, "train", config, keep=resume is not None)
     write_text(path / "config.yaml", OmegaConf.to_yaml(config))
     with recorded(folder):
-        return fit(parts, folder, resume)
+        return fit(parts, trainer, path, resume, folder, logger)
 
 
 def _prepare(cfg) -> None:
     """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
     check_settings(OmegaConf.to_container(cfg, resolve=False), GROUPS)
     with open_dict(cfg):
-        cfg.trainer.pop("devices") if cfg.trainer.devices is None else None
         if cfg.devices is not None:
             cfg.trainer.devices = cfg.devices
         if cfg.device is not None:
@@ -74,11 +87,17 @@ def _prepare(cfg) -> None:
         pick_device("cuda")
     _check_devices(cfg.trainer)
     if typed("network=exact"):
-        raise UsageError("network=exact is known already and is not trained", "diffcli sample network=exact data=mixture")
-    if "shape" in cfg.network and cfg.network.shape is None:
-        data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
-        cfg.network.shape = list(data.shape)
-        data.split("train")  # a missing file is found before anything is made
+        raise UsageError(
+            "network=exact is known already and is not trained", "diffcli sample network=exact data=mixture"
+        )
+    data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
+    for split in ("train", "val"):
+        data.split(split)  # a missing file is found before anything is made
+    if "shape" in cfg.network:
+        shape = list(data.shape)
+        if cfg.network.shape is not None and list(cfg.network.shape) != shape:
+            raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
+        cfg.network.shape = shape
 
 
 def _check_devices(trainer) -> None:
@@ -118,7 +137,9 @@ def _resume(config: dict) -> tuple[Path, Path | None, bool]:
         return choose("train", config), None, False
     if wish == "auto":
         if config["out"] is None:
-            raise UsageError("resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint")
+            raise UsageError(
+                "resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint"
+            )
         path = Path(config["out"]).expanduser()
         found = _newest_whole(path / "checkpoints")
         if found is None:
@@ -153,12 +174,20 @@ def _check_same(old: dict, new: dict, path: Path) -> None:
     for part in MODEL:
         if old[part] != new[part]:
             where = next(_differences(old[part], new[part], part))
-            raise UsageError(f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume")
+            raise UsageError(
+                f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume"
+            )
     rest = [k for k in old if k not in MODEL + FREE and k in new and old[k] != new[k] and k not in new["resume_allow"]]
-    rest = [k for k in rest if k not in ("sde", "schedule", "network", "prediction", "sampler", "grid", "sweep", "experiment")]
+    rest = [
+        k
+        for k in rest
+        if k not in ("sde", "schedule", "network", "prediction", "sampler", "grid", "sweep", "experiment")
+    ]
     if rest:
         where = "; ".join(next(_differences(old[k], new[k], k)) for k in rest)
-        raise UsageError(f"the settings differ from those of {path}: {where}", f"resume_allow=[{','.join(rest)}] lets them change")
+        raise UsageError(
+            f"the settings differ from those of {path}: {where}", f"resume_allow=[{','.join(rest)}] lets them change"
+        )
 
 
 def _differences(old, new, path: str):
@@ -170,71 +199,75 @@ def _differences(old, new, path: str):
         yield f"{path} was {old}, is now {new}"
 
 
-def fit(parts: Parts, folder: RunFolder | None, resume: Path | None) -> int:
-    """Train; rank 0 keeps the folder's record, other ranks get None.  Returns the exit code."""
+def build_trainer(config: dict, path: Path):
+    """Lightning's Trainer, without callbacks and loggers.  Raises UsageError for an option that it refuses."""
     import lightning as L
-
-    from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
-    from diffcli.training.ema import EMA
-    from diffcli.training.module import Training
-    from diffcli.training.preview import Preview
-    from diffcli.training.progress import Progress
-    from diffcli.training.stop import GracefulStop
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    config = parts.config
-    path = Path(os.environ.get("DIFFCLI_RUN_DIR", "")) if folder is None else folder.path
     options = {k: v for k, v in config["trainer"].items() if k != "_target_"}
-    if config["compile"]:
-        parts.denoiser.network.compile()
-    ema, preview = EMA(config["ema"]["decay"]), config["preview"]
-    checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
-    stop = GracefulStop(checkpoints)
-    module = Training(
-        parts.denoiser, parts.loss, parts.data, parts.optim,
-        max_steps=options["max_steps"], batch_size=config["batch_size"], seed=config["seed"], workers=config["workers"],
-        dequantize=config["dequantize"] == "uniform",
-        meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
-    )  # fmt: skip
-    loggers = _loggers(config, path, resume) if folder is not None else []
-    with _as_worker_sees(path, resume):
-        trainer = _trainer(L, options, path, loggers)
-        samples = config["batch_size"] * trainer.world_size
-        show = Preview(path, ema, parts.data, parts.sampler, parts.grid, config["seed"], **preview)
-        trainer.callbacks += [ema, Progress(samples, options["max_steps"]), show, checkpoints, stop]
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        say(f"training {parameters(parts.denoiser):,} parameters on {len(parts.data.split('train')):,} items, in {path}") if folder else None
-        trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
-    if folder is not None:
-        _finish(folder, trainer, module, checkpoints, stop, samples)
-    return stop.exit_code
-
-
-def _trainer(L, options: dict, path: Path, loggers: list):
-    """Lightning's Trainer; whatever it says about a wrong option becomes a UsageError."""
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
     fixed = dict(
-        max_epochs=-1, check_val_every_n_epoch=None, use_distributed_sampler=False, default_root_dir=str(path),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, inference_mode=False,
-        logger=loggers or False,
-    )  # fmt: skip
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        default_root_dir=str(path),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        inference_mode=False,
+        logger=False,
+    )
     try:
         return L.Trainer(**options, **fixed)
     except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def _loggers(config: dict, path: Path, resume: Path | None) -> list:
+def fit(parts: Parts, trainer, path: Path, resume: Path | None, folder: RunFolder | None = None, logger=None) -> int:
+    """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
+    from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
+    from diffcli.training.ema import EMA
     from diffcli.training.loggers import MetricsCSV
+    from diffcli.training.module import Training
+    from diffcli.training.preview import Preview
+    from diffcli.training.progress import Progress
+    from diffcli.training.stop import GracefulStop
 
-    at = checkpoint.read(resume)["global_step"] if resume else None
-    found = [MetricsCSV(path / "metrics.csv", at)]
-    if config["logger"]:
-        found.append(build(config["logger"] | {"save_dir": str(path)}, "logger"))
-        found[-1].log_hyperparams(config)
-    return found
+    config = parts.config
+    max_steps, samples = config["trainer"]["max_steps"], config["batch_size"] * trainer.world_size
+    if config["compile"]:
+        parts.denoiser.network.compile()
+    module = Training(
+        parts.denoiser,
+        parts.loss,
+        parts.data,
+        parts.optim,
+        max_steps=max_steps,
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        workers=config["workers"],
+        dequantize=config["dequantize"] == "uniform",
+        meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
+    )
+    ema = EMA(config["ema"]["decay"])
+    preview = Preview(path, ema, parts.data, parts.sampler, parts.grid, config["seed"], **config["preview"])
+    checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
+    stop = GracefulStop(checkpoints)
+    trainer.callbacks += [ema, Progress(samples, max_steps), preview, checkpoints, stop]
+    trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    if folder is not None:
+        at = checkpoint.read(resume)["global_step"] if resume else None
+        trainer.loggers = [MetricsCSV(path / "metrics.csv", at), *([logger] if logger else [])]
+        if logger is not None:
+            logger.log_hyperparams(config)
+        items = len(parts.data.split("train"))
+        say(f"training {parameters(parts.denoiser):,} parameters on {items:,} items, in {path}")
+    with _as_worker_sees(path, resume):
+        trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
+    if folder is not None:
+        _finish(folder, trainer, module, checkpoints, stop, samples)
+    return stop.exit_code
 
 
 @contextlib.contextmanager
@@ -244,8 +277,9 @@ def _as_worker_sees(path: Path, resume: Path | None):
     Lightning re-runs argv in them, or Hydra's command line where Hydra is in use, and both would compose the config anew and
     make folders of their own.  Afterwards the process group is taken down, so that the next job of a sweep can have its own.
     """
-    import __main__
     from hydra.core.hydra_config import HydraConfig
+
+    import __main__
 
     instance = HydraConfig.instance()
     names = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "DIFFCLI_RUN_DIR", "DIFFCLI_RESUME")
@@ -261,7 +295,9 @@ def _as_worker_sees(path: Path, resume: Path | None):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         for name, value in environment.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int) -> None:
@@ -277,7 +313,8 @@ def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int)
     }
     status = "stopped" if stop.exit_code else "finished"
     folder.write(status, steps=trainer.global_step, nfe=seen, results=results)
-    say(f"{status} at step {trainer.global_step}, {folder.record['seconds']:.0f} s, val_loss {metrics.get('val_loss', float('nan')):.4f}")
+    val = f", val_loss {metrics['val_loss']:.4f}" if "val_loss" in metrics else ""
+    say(f"{status} at step {trainer.global_step}, {folder.record['seconds']:.0f} s{val}")
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "denoised.png"):
         if (folder.path / name).exists():
             say(f"  {folder.path / name}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffcli.commands.build import build
+from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_prior
 from diffcli.commands.model import Model
 from diffcli.diffusion.samplers import Sampler
@@ -27,7 +27,8 @@ class Walk:
 
 
 def plan_walk(config: dict, model: Model) -> Walk:
-    """Build the sampler and its times.  Raises UsageError where steps, nfe, grid and sampler do not go together."""
+    """Build the sampler and its times.  Raises UsageError where n, steps, nfe, grid and sampler do not go together."""
+    check_type(config["n"], int, "n")  # null means all the items to nll, and nothing here
     sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
     last = config["last"] or sampler.last()
     steps = _steps(config, sampler, last)
@@ -53,7 +54,9 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int:
     return fitting
 
 
-def draw_all(walk: Walk, model: Model, config: dict, device, start=None, callback=None) -> tuple[np.ndarray, np.ndarray]:
+def draw_all(
+    walk: Walk, model: Model, config: dict, device, start=None, callback=None
+) -> tuple[np.ndarray, np.ndarray]:
     """All n samples in source units, (n, *S) float, and the network evaluations of each (n,); with a progress bar."""
     n, x, nfe = config["n"], [], []
     with tqdm(total=n, desc="sampling", unit="sample", disable=None, leave=False) as bar:

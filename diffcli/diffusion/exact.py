@@ -1,4 +1,4 @@
-"""Gaussian mixtures, whose score, density and posterior mean are known at every noise level: the truth that all is checked against."""
+"""Gaussian mixtures, whose score, density and posterior mean are known at every level: what all else is checked against."""
 
 import math
 
@@ -21,9 +21,14 @@ class GaussianMixture(nn.Module):
         super().__init__()
         weights, means, covs = (torch.as_tensor(a, dtype=torch.float64) for a in (weights, means, covs))
         k, d = means.shape
-        require(weights.shape == (k,) and covs.shape == (k, d, d), "weights (K,), means (K, d), covs (K, d, d) disagree")
+        require(
+            weights.shape == (k,) and covs.shape == (k, d, d), "weights (K,), means (K, d), covs (K, d, d) disagree"
+        )
         variances, axes = torch.linalg.eigh(covs)
-        require(abs(weights.sum().item() - 1) < 1e-6 and bool((weights > 0).all()), "the weights must be above 0 and sum to 1")
+        require(
+            abs(weights.sum().item() - 1) < 1e-6 and bool((weights > 0).all()),
+            "the weights must be above 0 and sum to 1",
+        )
         require(bool((variances > 0).all()), "every covariance must be positive definite")
         for name, value in dict(weights=weights, means=means, covs=covs, variances=variances, axes=axes).items():
             self.register_buffer(name, value, persistent=False)
@@ -40,7 +45,9 @@ class GaussianMixture(nn.Module):
 
     def components(self, x: Tensor, alpha=1.0, sigma=0.0) -> tuple[Tensor, Tensor]:
         """For x (B, d) at the level (alpha, sigma): `log w_k N(x; ...)` (B, K), and each component's own score (B, K, d)."""
-        alpha, sigma = (torch.as_tensor(a, dtype=torch.float64, device=x.device).reshape(-1, 1, 1) for a in (alpha, sigma))
+        alpha, sigma = (
+            torch.as_tensor(a, dtype=torch.float64, device=x.device).reshape(-1, 1, 1) for a in (alpha, sigma)
+        )
         z = torch.einsum("kji,bkj->bki", self.axes, x.double()[:, None] - alpha * self.means)
         var = alpha**2 * self.variances + sigma**2
         log_n = -0.5 * (z**2 / var + var.log() + math.log(2 * math.pi)).sum(-1)

@@ -107,5 +107,9 @@ def log_likelihood(denoiser: Denoiser, x0: Tensor, ode, divergence, signs, **con
     # what one call of the denoiser costs at the network; the slowest item took every call
     nfe = nfe * ((evaluations(denoiser) - before) // (x0.shape[0] * int(nfe.max())))
     # one probe says nothing about its own error
-    std_err = integral.std(1) / columns**0.5 if columns > 1 else torch.full_like(integral[:, 0], 0.0 if probes is None else float("nan"))
+    std_err = (
+        integral.std(1) / columns**0.5
+        if columns > 1
+        else torch.full_like(integral[:, 0], 0.0 if probes is None else float("nan"))
+    )
     return LogLikelihood(sde.prior_log_prob(x1) + integral.mean(1), std_err, x1, nfe)

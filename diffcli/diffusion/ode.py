@@ -1,5 +1,7 @@
 """ODE solvers whose step size belongs to the item: what one item gets never depends on its neighbours."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,9 @@ def _check_finite(y: State, tau: Tensor, nfe: int) -> None:
         bad = ~torch.isfinite(part.flatten(1)).all(1)
         if bad.any():
             i = int(bad.nonzero()[0])
-            raise NumericalError(f"the solver met a non-finite value at lam = {tau[i].item():.4g} after {nfe} evaluations")
+            raise NumericalError(
+                f"the solver met a non-finite value at lam = {tau[i].item():.4g} after {nfe} evaluations"
+            )
 
 
 class FixedStep:
@@ -71,7 +75,7 @@ class FixedStep:
         """Integrate `dy/dtau = fn(y, tau (B,))` from a to b; the state at b and the evaluations of each item (B,)."""
         batch = y[0].shape[0]
         grid = torch.linspace(a, b, self.steps + 1, dtype=torch.float64, device=y[0].device)
-        for i, (tau, end) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        for i, (tau, end) in enumerate(pairwise(grid)):
             h, stages = (end - tau).expand(batch), []
             for c, weights in zip(self.tableau.c, self.tableau.a, strict=True):
                 stages.append(fn(_add(y, h, weights, stages) if weights else y, tau + c * h))
@@ -148,7 +152,9 @@ class DormandPrince:
             raise NumericalError(f"the step size underflows at lam = {tau[i].item():.4g} after {worst} evaluations")
         if worst > self.max_nfe and bool(active.any()):
             i = int(active.nonzero()[0])
-            raise NumericalError(f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped at lam = {tau[i].item():.4g}")
+            raise NumericalError(
+                f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped at lam = {tau[i].item():.4g}"
+            )
 
 
 def pf_ode(denoiser: Denoiser, **cond):

@@ -32,6 +32,8 @@ class Condition(nn.Module):
 
     def __init__(self, dim: int, classes: int = 0):
         super().__init__()
+        if classes < 0:
+            raise ValueError(f"classes must be at least 0, got {classes}")
         self.noise = nn.Sequential(Sinusoidal(dim), nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.classes = classes
         self.label = nn.Embedding(classes + 1, dim) if classes else None

@@ -25,7 +25,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4).unbind(1)
+        q, k, v = (
+            self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4).unbind(1)
+        )
         h = nn.functional.scaled_dot_product_attention(q, k, v)
         return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
 
@@ -63,7 +65,7 @@ class UNet(nn.Module):
         channels: int = 32,
         multipliers: list[int] | tuple[int, ...] = (1, 2, 2),
         blocks: int = 2,
-        attention: list[int] | tuple[int, ...] = (16, 8),
+        attention: list[int] | tuple[int, ...] = (),
         head_channels: int = 32,
         dropout: float = 0.0,
         classes: int = 0,
@@ -72,8 +74,10 @@ class UNet(nn.Module):
         if len(shape) != 3:
             raise ValueError(f"it takes images (C, H, W), the data has shape {tuple(shape)}")
         image, height, width = shape
+        if not multipliers:
+            raise ValueError("multipliers needs one number a level, got none")
         depth = 2 ** (len(multipliers) - 1)
-        if not multipliers or height % depth or width % depth:
+        if height % depth or width % depth:
             raise ValueError(
                 f"{len(multipliers)} levels need a height and width divisible by {depth}, the data has {height}x{width}"
                 " (fewer multipliers, or another data.size, would fit)"
@@ -82,9 +86,14 @@ class UNet(nn.Module):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if channels % 2 or min(multipliers) < 1:
-            raise ValueError(f"channels must be even and multipliers at least 1, got {channels} and {list(multipliers)}")
+            raise ValueError(
+                f"channels must be even and multipliers at least 1, got {channels} and {list(multipliers)}"
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        heights = [height // 2**level for level in range(len(multipliers))]
+        if unused := [r for r in attention if r not in heights]:
+            raise ValueError(f"attention at {unused[0]} never happens: the levels have the resolutions {heights}")
         emb = 4 * channels
         self.condition = Condition(emb, classes)
 

@@ -39,7 +39,9 @@ class BatchOrder(Sampler):
 
 def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
     """Endless batches (x, y) in source units."""
-    return DataLoader(items, batch_sampler=order, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0)
+    return DataLoader(
+        items, batch_sampler=order, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0
+    )
 
 
 def val_loader(items: Items, batch_size: int, limit: int) -> DataLoader:

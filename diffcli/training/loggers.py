@@ -5,6 +5,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
 
@@ -53,7 +54,10 @@ class SafeWandbLogger(WandbLogger):
             call(*args, **kwargs)
         except Exception as error:  # noqa: BLE001 - a logging service may fail in any way
             self._dead = True
-            print(f"warning: wandb logging stopped ({type(error).__name__}: {error}); metrics.csv goes on", file=sys.stderr)
+            print(
+                f"warning: wandb logging stopped ({type(error).__name__}: {error}); metrics.csv goes on",
+                file=sys.stderr,
+            )
 
     def log_metrics(self, *args, **kwargs):
         self._try(super().log_metrics, *args, **kwargs)
@@ -68,19 +72,28 @@ class SafeWandbLogger(WandbLogger):
 
 
 def wandb_logger(
-    save_dir: str, project: str = "diffcli", name: str | None = None, group: str | None = None, tags: list[str] | None = None,
-    mode: str | None = None,
+    save_dir: str,
+    project: str = "diffcli",
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    mode: Literal["online", "offline", "disabled"] | None = None,
 ) -> Logger:
     """A run of its own under save_dir/wandb; offline unless an API key is set or mode says otherwise."""
-    if mode not in (None, "online", "offline", "disabled"):
-        raise UsageError(f"logger.mode cannot be {mode!r}", "logger.mode=online|offline|disabled")
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     mode = mode or os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     if mode == "offline":
         print(f"wandb: offline; `wandb sync {save_dir}/wandb/offline-run-*` uploads it later", flush=True)
     return SafeWandbLogger(
-        save_dir=save_dir, project=project, name=name, group=group, tags=tags, mode=mode, reinit="finish_previous", log_model=False
+        save_dir=save_dir,
+        project=project,
+        name=name,
+        group=group,
+        tags=tags,
+        mode=mode,
+        reinit="finish_previous",
+        log_model=False,
     )
 
 

@@ -43,7 +43,12 @@ class Training(L.LightningModule):
 
     def train_dataloader(self):
         order = BatchOrder(
-            len(self.data.split("train")), self.batch_size, self.seed, self.global_rank, self.trainer.world_size, self.batches
+            len(self.data.split("train")),
+            self.batch_size,
+            self.seed,
+            self.global_rank,
+            self.trainer.world_size,
+            self.batches,
         )
         return train_loader(self.data.split("train"), order, self.workers)
 
@@ -57,7 +62,9 @@ class Training(L.LightningModule):
 
     def training_step(self, batch, _) -> Tensor:
         draw = Draw(self.seed, self.batches, self.global_rank, self.device)
-        torch.manual_seed(key(self.seed, self.batches, self.global_rank, "dropout") % 2**63)  # networks draw from the global one
+        torch.manual_seed(
+            key(self.seed, self.batches, self.global_rank, "dropout") % 2**63
+        )  # networks draw from the global one
         loss = self._losses(batch[0], draw).mean()
         self.batches += 1
         self.log("loss", loss)

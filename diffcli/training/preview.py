@@ -19,7 +19,18 @@ LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)  # t of the noised ite
 class Preview(L.Callback):
     """samples/stepNNNNNNN.png every `every` steps and at the end; for images also denoised.png at the end."""
 
-    def __init__(self, folder: Path, ema: EMA, data: Data, sampler: Sampler, grid: Grid, seed: int, every: int, n: int, steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        ema: EMA,
+        data: Data,
+        sampler: Sampler,
+        grid: Grid,
+        seed: int,
+        every: int,
+        n: int,
+        steps: int,
+    ):
         self.folder, self.ema, self.data = Path(folder), ema, data
         self.sampler, self.grid, self.seed, self.every, self.n, self.steps = sampler, grid, seed, every, n, steps
         self._done = -1
@@ -47,12 +58,16 @@ class Preview(L.Callback):
             module.denoiser.eval()
             times = self.grid(module.denoiser.sde, self.steps)
             shape = self.data.shape
-            found = draw_samples(module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device)
+            found = draw_samples(
+                module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device
+            )
             x = torch.cat([batch.x for batch in found]).float().cpu()
             module.denoiser.train()
         if torch.isfinite(x).all():
             self.folder.joinpath("samples").mkdir(exist_ok=True)
-            picture(self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data)
+            picture(
+                self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data
+            )
 
     def _denoise(self, module) -> None:
         """Three rows: one val item noised to each level, its x0_hat, and the end of the reverse walk from there."""
@@ -67,7 +82,11 @@ class Preview(L.Callback):
             times = self.grid(sde, 4 * self.steps)
             times = torch.cat([t[None], times[times < t]])
             end = sample(module.denoiser, self.sampler, xt, times, noise).x
-            for row, x in zip(rows, (xt / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt().float(), module.denoiser(xt, t), end), strict=True):
+            for row, x in zip(
+                rows,
+                (xt / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt().float(), module.denoiser(xt, t), end),
+                strict=True,
+            ):
                 row.append(x)
         module.denoiser.train()
         x = transform.decode(torch.cat([x for row in rows for x in row]).cpu()).numpy()

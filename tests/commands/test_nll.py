@@ -92,7 +92,13 @@ def test_bits_per_dim_go_through_the_transform(cli, tmp_path):
 
 def test_levels_cost_their_log_jacobian(cli, tmp_path):
     """The same trained model in source units: log p differs from model space by d log(2/17), bits/dim follow from it."""
-    tiny = ("network.channels=8", "network.multipliers=[1]", "network.attention=[]", "preview.every=0", "trainer.max_steps=3")
+    tiny = (
+        "network.channels=8",
+        "network.multipliers=[1]",
+        "network.attention=[]",
+        "preview.every=0",
+        "trainer.max_steps=3",
+    )
     assert cli("train", *tiny, "out=t").code == 0
     asked = ("ckpt=t/checkpoints/last.ckpt", "n=16", "likelihood.solver=rk4", "likelihood.steps=4", "dequantize=none")
     done = cli("nll", *asked, "out=l")
@@ -104,7 +110,9 @@ def test_levels_cost_their_log_jacobian(cli, tmp_path):
     x = Digits().split("test").x[:16].double()
     denoiser = load_denoiser(tmp_path / "t/checkpoints/last.ckpt")
     likelihood = Likelihood(solver="rk4", steps=4)
-    model_space = likelihood(denoiser, (2 * (x + 0.5) / 17 - 1).float(), ItemNoise(0, range(16), (1, 8, 8))).log_prob.numpy()
+    model_space = likelihood(
+        denoiser, (2 * (x + 0.5) / 17 - 1).float(), ItemNoise(0, range(16), (1, 8, 8))
+    ).log_prob.numpy()
     log_prob = read(tmp_path / "l/nll.csv")[0]
     assert log_prob == pytest.approx(model_space + 64 * math.log(2 / 17), rel=1e-5)
     results = json.loads((tmp_path / "l/run.json").read_text())["results"]

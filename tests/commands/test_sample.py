@@ -13,7 +13,13 @@ from diffcli.diffusion.schedule import Linear
 from diffcli.diffusion.sde import VP
 
 SAMPLERS = ["euler_maruyama", "ancestral", "ddim", "heun", "dpm2", "rk45"]
-TINY = ("network.channels=8", "network.multipliers=[1,2]", "network.attention=[4]", "preview.every=0", "trainer.max_steps=30")
+TINY = (
+    "network.channels=8",
+    "network.multipliers=[1,2]",
+    "network.attention=[4]",
+    "preview.every=0",
+    "trainer.max_steps=30",
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,12 @@ def test_sample_depends_on_seed_and_index_alone(cli, tmp_path, trained, sampler)
     few = "sampler.tol=1e-2" if sampler == "rk45" else "steps=4"
     asked = ("sample", f"ckpt={trained}", f"sampler={sampler}", few, "png=false")
     for out, n, batch_size in (("a", 37, 64), ("b", 21, 5), ("c", 37, 16)):
-        assert cli(*asked, f"n={n}", f"batch_size={batch_size}", f"out={out}", f"trajectory={str(out == 'c').lower()}").code == 0
+        assert (
+            cli(
+                *asked, f"n={n}", f"batch_size={batch_size}", f"out={out}", f"trajectory={str(out == 'c').lower()}"
+            ).code
+            == 0
+        )
     assert cli(*asked, "n=21", "seed=1", "out=d").code == 0
     a, b, c, d = (np.load(tmp_path / name / "samples.npy") for name in "abcd")
     assert a.shape == (37, 1, 8, 8)
@@ -75,7 +86,12 @@ def test_steps_and_evaluations_are_those_reported(cli, tmp_path, asked, steps, n
 def test_exact_samples_follow_the_mixture(cli, tmp_path, sampler):
     """Through the whole command, the samples have the mixture's mean and covariance to Monte-Carlo error."""
     few = "sampler.tol=1e-4" if sampler == "rk45" else "steps=200"
-    assert cli("sample", "network=exact", "data=mixture", f"sampler={sampler}", few, "n=3000", "batch_size=3000", "out=s").code == 0
+    assert (
+        cli(
+            "sample", "network=exact", "data=mixture", f"sampler={sampler}", few, "n=3000", "batch_size=3000", "out=s"
+        ).code
+        == 0
+    )
     x, mixture = np.load(tmp_path / "s/samples.npy"), Mixture().mixture
     w, m, c = (a.numpy() for a in (mixture.weights, mixture.means, mixture.covs))
     mean = w @ m
@@ -92,7 +108,18 @@ def test_files_of_a_run(cli, tmp_path, trained):
     assert names == {"run.json", "samples.npy", "samples", "grid.png", "trajectory.png", "trajectory.gif"}
     assert len(list((tmp_path / "s/samples").glob("*.png"))) == 18
     record = json.loads((tmp_path / "s/run.json").read_text())
-    assert {"command", "config", "seed", "git", "versions", "hardware", "steps", "nfe", "seconds", "results"} <= record.keys()
+    assert {
+        "command",
+        "config",
+        "seed",
+        "git",
+        "versions",
+        "hardware",
+        "steps",
+        "nfe",
+        "seconds",
+        "results",
+    } <= record.keys()
     assert record["config"]["ckpt"] == str(trained)
     assert "18 samples, 4 network evaluations each" in done.out
 
@@ -110,7 +137,9 @@ def test_newest_run_is_found_and_named(cli, tmp_path, trained):
 def test_another_sde_rescales_the_model(cli, tmp_path, trained):
     """At matched levels VE walks the same path as VP, so the same noise ends at the same picture."""
     assert cli("sample", f"ckpt={trained}", "n=6", "steps=60", "dtype=float64", "out=vp").code == 0
-    done = cli("sample", f"ckpt={trained}", "n=6", "steps=60", "dtype=float64", "sde=ve", "schedule.sigma_max=200", "out=ve")
+    done = cli(
+        "sample", f"ckpt={trained}", "n=6", "steps=60", "dtype=float64", "sde=ve", "schedule.sigma_max=200", "out=ve"
+    )
     assert done.code == 0, done.err
     vp, ve = (np.load(tmp_path / name / "samples.npy") for name in ("vp", "ve"))
     assert np.median(np.abs(vp - ve)) < 0.01 * vp.std()  # the ends of the two time ranges differ a little

@@ -9,8 +9,22 @@ import sys
 import pytest
 import torch
 
-TINY = ("data=moons", "network.width=16", "network.blocks=1", "batch_size=64", "data.n=500", "trainer.log_every_n_steps=5")
-RUN = ("train", *TINY, "trainer.max_steps=20", "trainer.val_check_interval=10", "checkpoint.every=10", "preview.every=10")
+TINY = (
+    "data=moons",
+    "network.width=16",
+    "network.blocks=1",
+    "batch_size=64",
+    "data.n=500",
+    "trainer.log_every_n_steps=5",
+)
+RUN = (
+    "train",
+    *TINY,
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=10",
+    "checkpoint.every=10",
+    "preview.every=10",
+)
 
 
 def rows(path):
@@ -21,17 +35,36 @@ def rows(path):
 def test_files_of_a_run(cli, tmp_path):
     done = cli(*RUN, "out=t", "preview.n=16")
     assert done.code == 0, done.err
-    assert {p.name for p in (tmp_path / "t").iterdir()} == {"run.json", "config.yaml", "metrics.csv", "checkpoints", "samples"}
+    assert {p.name for p in (tmp_path / "t").iterdir()} == {
+        "run.json",
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "samples",
+    }
     assert {p.name for p in (tmp_path / "t/checkpoints").iterdir()} == {"last.ckpt", "best.ckpt", "step0000020.ckpt"}
     assert {p.name for p in (tmp_path / "t/samples").iterdir()} == {"step0000010.png", "step0000020.png"}
     record = json.loads((tmp_path / "t/run.json").read_text())
-    assert {"command", "config", "seed", "git", "versions", "hardware", "steps", "nfe", "seconds", "results"} <= record.keys()
+    assert {
+        "command",
+        "config",
+        "seed",
+        "git",
+        "versions",
+        "hardware",
+        "steps",
+        "nfe",
+        "seconds",
+        "results",
+    } <= record.keys()
     assert (record["status"], record["steps"], record["results"]["images_seen"]) == ("finished", 20, 1280)
     metrics = rows(tmp_path / "t/metrics.csv")
     assert [int(r["step"]) for r in metrics if r["loss"]] == [4, 9, 14, 19]
     assert [int(r["step"]) for r in metrics if r["val_loss"]] == [9, 19]
     # the rate rises over 100 steps of warm-up under a cosine of 20
-    assert float(metrics[0]["lr"]) == pytest.approx(1e-3 * 5 / 100 * 0.5 * (1 + torch.cos(torch.tensor(4 / 20 * torch.pi))).item())
+    assert float(metrics[0]["lr"]) == pytest.approx(
+        1e-3 * 5 / 100 * 0.5 * (1 + torch.cos(torch.tensor(4 / 20 * torch.pi))).item()
+    )
 
 
 def test_runs_are_functions_of_the_seed(cli, tmp_path):
@@ -104,7 +137,9 @@ def test_compiled_network_keeps_its_names(cli, tmp_path):
 
 
 def test_precision_and_accumulation_are_lightnings(cli, tmp_path):
-    done = cli(*RUN, "out=t", "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "trainer.max_steps=10")
+    done = cli(
+        *RUN, "out=t", "trainer.precision=bf16-mixed", "trainer.accumulate_grad_batches=2", "trainer.max_steps=10"
+    )
     assert done.code == 0, done.err
     record = json.loads((tmp_path / "t/run.json").read_text())
     assert (record["steps"], record["results"]["images_seen"]) == (10, 1280)
@@ -127,12 +162,31 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
 
 def test_two_processes_make_one_run(tmp_path):
     """2 gloo processes: one folder, both ranks' items counted, other weights than one process gives; sweeps of it work."""
-    command = [sys.executable, "-m", "diffcli", *RUN, "trainer=ddp", "device=cpu", "preview.every=0", "trainer.max_steps=6", "checkpoint.every=3"]
+    command = [
+        sys.executable,
+        "-m",
+        "diffcli",
+        *RUN,
+        "trainer=ddp",
+        "device=cpu",
+        "preview.every=0",
+        "trainer.max_steps=6",
+        "checkpoint.every=3",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "-m", "seed=0,1", "out=t"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command, "-m", "seed=0,1", "out=t"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     for job in ("0", "1"):
         record = json.loads((tmp_path / "t" / job / "run.json").read_text())
         assert (record["steps"], record["seed"], record["results"]["images_seen"]) == (6, int(job), 6 * 64 * 2)
-        assert len(list((tmp_path / "t" / job / "checkpoints").glob("*.ckpt"))) == 2  # last and step6; no validation yet
+        assert (
+            len(list((tmp_path / "t" / job / "checkpoints").glob("*.ckpt"))) == 2
+        )  # last and step6; no validation yet
     assert not (tmp_path / "t/2").exists()

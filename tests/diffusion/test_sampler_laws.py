@@ -1,5 +1,7 @@
 """What one step must be, how evaluations are counted, and what a sampler does at its ends."""
 
+import itertools
+
 import pytest
 import torch
 from cases import Twice, build, every_path, f64, mixture_2d, mixture_of, no_noise, noised, normal
@@ -43,7 +45,7 @@ def test_ddim_is_dpm_solver_1(sde):
     """x_s = (alpha_s/alpha_t) x - sigma_s (e^h - 1) eps.  Lu et al. 2022, eq. 3.7."""
     model, x, times = Exact(sde, mixture_2d()), normal(0, 6, 2), Karras()(sde, 9)
     got = steps_of(DDIM(), model, x, times)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         h = sde.lam(s) - sde.lam(t)
         expected = sde.alpha(s) / sde.alpha(t) * x - sde.sigma(s) * torch.expm1(h) * model.eps(x, t)
         assert torch.allclose(got[i], expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
@@ -54,7 +56,7 @@ def test_dpm2_is_its_formula(sde):
     """With its midpoint at lam + h/2.  Lu et al. 2022, alg. 1."""
     model, x, times = Exact(sde, mixture_2d()), normal(0, 6, 2), UniformT()(sde, 9)
     got = steps_of(DPM2(), model, x, times)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         h = sde.lam(s) - sde.lam(t)
         m = sde.time(sde.lam(t) + h / 2)
         u = sde.alpha(m) / sde.alpha(t) * x - sde.sigma(m) * torch.expm1(h / 2) * model.eps(x, t)
@@ -90,7 +92,7 @@ def test_euler_maruyama_is_its_formula(sde):
     """x_s = x + (f x - g^2 score)(s - t) + g sqrt(t - s) z."""
     model, x, z, times = Exact(sde, mixture_2d()), normal(0, 6, 2), normal(1, 6, 2), UniformT()(sde, 7)
     got = steps_of(EulerMaruyama(), model, x, times, z)
-    for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
         drift = sde.f(t) * x - sde.g2(t) * model.score(x, t)
         expected = x + drift * (s - t) + (sde.g2(t) * (t - s)).sqrt() * z
         assert torch.allclose(got[i], expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())

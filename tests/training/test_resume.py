@@ -40,4 +40,6 @@ def test_resume_equals_uninterrupted(cli, tmp_path, stop, extra):
     for part in ("state_dict", "ema", "optimizer_states", "batches", "ema_updates", "global_step"):
         assert_same(a[part], b[part], part)
     assert a["global_step"] == 7
-    assert not torch.equal(*(next(iter(load(p)["ema"].values())) for p in (middle, tmp_path / "whole/checkpoints/last.ckpt")))
+    assert not torch.equal(
+        *(next(iter(load(p)["ema"].values())) for p in (middle, tmp_path / "whole/checkpoints/last.ckpt"))
+    )

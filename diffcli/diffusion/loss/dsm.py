@@ -18,7 +18,9 @@ class DSM(Loss):
     Raises ValueError for another name.  Vincent 2011; Song et al. 2021, eq. 7, arXiv:2011.13456.
     """
 
-    def __init__(self, weight: Literal["simple", "likelihood", "uniform"] = "simple", time: Literal["uniform"] = "uniform"):
+    def __init__(
+        self, weight: Literal["simple", "likelihood", "uniform"] = "simple", time: Literal["uniform"] = "uniform"
+    ):
         super().__init__()
         require(weight in WEIGHTS, f"weight must be one of {', '.join(WEIGHTS)}, got {weight}")
         require(time in TIME_SAMPLERS, f"time must be one of {', '.join(TIME_SAMPLERS)}, got {time}")

@@ -73,7 +73,9 @@ class FixedGrid(Sampler):
         return Samples(x, torch.full((x.shape[0],), nfe))
 
 
-def sample(denoiser: Denoiser, sampler: Sampler, start: Tensor, times: Tensor, noise, last=None, callback=None) -> Samples:
+def sample(
+    denoiser: Denoiser, sampler: Sampler, start: Tensor, times: Tensor, noise, last=None, callback=None
+) -> Samples:
     """Draw one sample from each row of `start`, which is x at times[0].
 
     last: "stop" returns x at times[-1], "denoise" adds one evaluation and returns x0_hat there.
