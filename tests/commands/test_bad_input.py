@@ -184,7 +184,7 @@ ROWS = {
     "max_time": ("train trainer.max_time=foo", "DD:HH:MM:SS"),
     "logger missing": ("train logger=tensorboard", "pip install"),
     "logger mode": ("train logger=wandb logger.mode=onlin", "logger.mode"),
-    "network shape": ("train data=moons network.shape=[3]", "(2,)"),
+    "network shape": ("train data=moons network.shape=[3]", "[2]"),
     "classes -1": ("train network.classes=-1", "classes"),
     "val file": ("train data=array data.file={files}/three.npy data.val_file=missing.npy network=mlp", "missing.npy"),
     "evaluate n 1": ("evaluate network=exact n=1", "at least 2"),
