@@ -12,7 +12,7 @@ from diffcli.data.gif import write_gif
 from diffcli.data.scatter import scatter, scatter_frames, scatter_gif
 from diffcli.errors import NumericalError, UsageError
 
-GRID_WIDTH = 400  # pixels at least: 8x8 digits are to be seen without zooming
+GRID_WIDTH = 640  # pixels at least: 8x8 digits are to be seen without zooming
 SEPARATOR = 128  # grey, told from both a black and a white background
 
 
@@ -51,7 +51,7 @@ def image_grid(
     """Write x `(N, C, H, W)` in source units as one PNG with thin separators, row by row.
 
     levels: as in `pixels`.  columns: images in a row, about √N if None.  labels: N words, one under each image.
-    scale: pixels per pixel, nearest; if None the least that makes the grid 400 wide.
+    scale: pixels per pixel, nearest; if None the least that makes the grid GRID_WIDTH wide.
     Raises UsageError for another shape or count of labels, NumericalError for a non-finite item.
     """
     a = pixels(x, levels)
