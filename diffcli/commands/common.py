@@ -1,6 +1,7 @@
 """What every command does around its own work: resolve the config, choose a device, keep a record of failures."""
 
 import contextlib
+import sys
 import traceback
 from pathlib import Path
 
@@ -20,10 +21,9 @@ def typed(prefix: str) -> bool:
     return any(o.lstrip("+").startswith(prefix) for o in overrides)
 
 
-def plain(cfg: DictConfig, *drop: str) -> dict:
-    """The config as plain nested containers with every interpolation resolved, without the keys in `drop`."""
-    config = OmegaConf.to_container(cfg, resolve=True)
-    return {k: v for k, v in config.items() if k not in drop}
+def plain(cfg: DictConfig) -> dict:
+    """The config as plain nested containers with every interpolation resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -45,8 +45,15 @@ def check_prior(sde: SDE) -> None:
             f"at t_max = {sde.t_max:g} the path still holds {alpha:.2f} of the data (alpha > 0.05), so its prior is wrong",
             "a larger schedule.beta_max, or the SDE's usual schedule",
         )
+    if 0.1 < alpha / sigma <= 0.5:
+        print(
+            f"warning: at t_max the data are {alpha / sigma:.2f} of the noise, the prior is only roughly right",
+            file=sys.stderr,
+        )
     if alpha / sigma > 0.5:
-        raise UsageError(f"at t_max the noise ({sigma:.3g}) is too small to hide the data", "a larger schedule.sigma_max")
+        raise UsageError(
+            f"at t_max the noise ({sigma:.3g}) is too small to hide the data", "a larger schedule.sigma_max"
+        )
 
 
 @contextlib.contextmanager

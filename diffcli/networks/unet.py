@@ -54,7 +54,8 @@ class UNet(nn.Module):
     """(x (B, C, H, W), c_noise (B,), label (B,) or None) -> (B, C, H, W).
 
     shape: (C, H, W) of the data, H and W divisible by 2^(levels - 1), levels = len(multipliers).  channels times a level's
-    multiplier are its channels; blocks residual blocks a level; attention: the resolutions (heights) with self-attention.
+    multiplier are its channels; blocks residual blocks a level; attention: the resolutions (heights) with self-attention,
+    by default the lowest.
     Raises ValueError for a shape or a value that does not fit.
     Ho et al. 2020, app. B, arXiv:2006.11239; Dhariwal & Nichol 2021, sec. 3, arXiv:2105.05233.
     """
@@ -64,8 +65,8 @@ class UNet(nn.Module):
         shape: list[int],
         channels: int = 32,
         multipliers: list[int] | tuple[int, ...] = (1, 2, 2),
-        blocks: int = 2,
-        attention: list[int] | tuple[int, ...] = (),
+        blocks: int = 1,
+        attention: list[int] | tuple[int, ...] | None = None,
         head_channels: int = 32,
         dropout: float = 0.0,
         classes: int = 0,
@@ -92,6 +93,7 @@ class UNet(nn.Module):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         heights = [height // 2**level for level in range(len(multipliers))]
+        attention = heights[-1:] if attention is None else attention
         if unused := [r for r in attention if r not in heights]:
             raise ValueError(f"attention at {unused[0]} never happens: the levels have the resolutions {heights}")
         emb = 4 * channels
