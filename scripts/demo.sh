@@ -5,7 +5,8 @@ set -euo pipefail
 out=${1:-outputs/demo}
 
 diffcli train out="$out/train" overwrite=true
-diffcli sample ckpt="$out/train/checkpoints/last.ckpt" n=100 out="$out/sample" overwrite=true trajectory=true
+diffcli sample ckpt="$out/train/checkpoints/last.ckpt" n=100 sampler=ancestral steps=100 trajectory=true \
+    out="$out/sample" overwrite=true
 diffcli nll ckpt="$out/train/checkpoints/last.ckpt" n=48 likelihood.solver=rk4 likelihood.steps=16 likelihood.probes=2 \
     out="$out/nll" overwrite=true
 diffcli evaluate ckpt="$out/train/checkpoints/last.ckpt" split=all n=256 steps=10 out="$out/evaluate" overwrite=true

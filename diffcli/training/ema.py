@@ -13,7 +13,7 @@ class EMA(L.Callback):
     Validation and previews use the averages.
     """
 
-    def __init__(self, decay: float = 0.999):
+    def __init__(self, decay: float = 0.995):
         self.decay, self.updates, self.average = decay, 0, {}
         self._raw = None
 

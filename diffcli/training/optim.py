@@ -17,7 +17,7 @@ class Optim:
     def __init__(
         self,
         method: Literal["adamw", "adam"] = "adamw",
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         betas: list[float] | tuple[float, ...] = (0.9, 0.99),
         weight_decay: float = 0.01,
         warmup: int = 100,

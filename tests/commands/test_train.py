@@ -107,7 +107,7 @@ def test_resume_auto(cli, tmp_path):
     assert "width" in other.err
     rate = cli(*RUN, "out=t", "resume=auto", "trainer.max_steps=30", "optim.lr=0.1", "resume_allow=[trainer]")
     assert rate.code == 2
-    assert "optim.lr was 0.001, is now 0.1" in rate.err
+    assert "optim.lr was 0.002, is now 0.1" in rate.err
 
 
 def test_resumed_learning_rate_applies(cli, tmp_path):

@@ -1,0 +1,157 @@
+"""Every option of every group composes and builds, alone and with those it meets."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from diffcli.commands.build import build, check
+from diffcli.commands.train import build_parts, build_trainer
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.errors import UsageError
+from diffcli.paths import conf_dir
+
+CONF = conf_dir()
+OPTIONS = sorted(path for path in CONF.glob("*/*.yaml"))
+NEEDS = {  # what stands as ??? in a yaml
+    "data/array": lambda folder: f"data.file={_array(folder)}",
+    "data/image_folder": lambda folder: f"data.root={folder}",
+}
+EXACT = ("network=exact", "sde=vp", "data=mixture")
+
+
+def _array(folder: Path) -> Path:
+    np.save(folder / "points.npy", np.random.default_rng(0).normal(size=(30, 2)))
+    return folder / "points.npy"
+
+
+def composed(command: str, *overrides: str) -> dict:
+    """The resolved config; a network's shape, where nothing gives it, is the data's."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, list(overrides))
+    if cfg.get("network") and cfg.network.get("shape", 0) is None:
+        with open_dict(cfg):
+            cfg.network.shape = list(build(OmegaConf.to_container(cfg.data, resolve=True), "data").shape)
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def build_data(node):
+    data = build(node, "data")
+    assert data.transform is not None
+    if "torchvision" not in node["_target_"] and "ImageFolder" not in node["_target_"]:  # whose files are not there
+        assert data.split("test")[0][0].shape == tuple(data.shape)
+    else:
+        assert len(data.shape) == 3
+
+
+def build_grid(node):
+    sde = build(composed("train")["sde"], "sde")
+    times = build(node, "grid")(sde, 5)
+    assert len(times) == 6
+    assert (times.diff() < 0).all()
+
+
+def check_trainer(config, folder):
+    check(config["trainer"], "trainer")
+    if config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
+        with pytest.raises(UsageError, match=r"(?i)gpu|cuda"):
+            build_trainer(config, folder)
+    else:
+        assert build_trainer(config, folder).max_steps == config["trainer"]["max_steps"]
+
+
+def build_logger(node, folder):
+    if not node:
+        return
+    if "tensorboard" in node["_target_"] and importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UsageError, match="needs the extra"):
+            build(node | {"save_dir": str(folder)}, "logger")
+    else:
+        assert build(node | {"save_dir": str(folder)}, "logger").save_dir == str(folder)
+
+
+@pytest.mark.parametrize("path", OPTIONS, ids=lambda p: f"{p.parent.name}={p.stem}")
+def test_every_option_builds(path, tmp_path):
+    group, name = path.parent.name, path.stem
+    more = [NEEDS[f"{group}/{name}"](tmp_path)] if f"{group}/{name}" in NEEDS else []
+    if name == "exact":
+        assert isinstance(build(composed("sample", *EXACT)["denoiser"], "network"), Denoiser)
+        return
+    command = {"likelihood": "nll"}.get(group, "train")
+    config = composed(command, f"{group}={name}", *more)
+    if group in ("experiment", "sweep", "network"):
+        assert build_parts(config)
+    elif group == "data":
+        build_data(config["data"])
+    elif group == "grid":
+        build_grid(config["grid"])
+    elif group == "trainer":
+        check_trainer(config, tmp_path)
+    elif group == "logger":
+        build_logger(config["logger"], tmp_path)
+    else:
+        assert type(build(config[group], group)).__name__ == config[group]["_target_"].rpartition(".")[2]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("schedule", options("schedule"))
+@pytest.mark.parametrize("sde", options("sde"))
+def test_every_sde_takes_every_schedule_and_prediction(sde, schedule):
+    for prediction in options("prediction"):
+        words = (f"sde={sde}", f"schedule={schedule}", f"prediction={prediction}", "data=moons", "network.width=8")
+        config = composed("train", *words)
+        chosen = OmegaConf.load(CONF / "schedule" / f"{schedule}.yaml")["_target_"]
+        assert config["denoiser"]["sde"]["schedule"]["_target_"] == chosen  # and not the SDE's usual one
+        denoiser = build(config["denoiser"], "prediction")
+        torch.manual_seed(0)
+        for p in denoiser.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        with torch.no_grad():
+            for t in torch.linspace(denoiser.sde.t_min, denoiser.sde.t_max, 7, dtype=torch.float64):
+                x0, eps = torch.randn(2, 16, 2)
+                xt = denoiser.sde.perturb(x0, t, eps)
+                for reading in (denoiser, denoiser.eps, denoiser.score, denoiser.v, denoiser.velocity):
+                    found = reading(xt, t)
+                    assert found.shape == xt.shape
+                    assert torch.isfinite(found).all(), (prediction, t, reading)
+
+
+def test_the_users_schedule_wins_wherever_it_stands():
+    usual = {"vp": "Linear", "subvp": "Linear", "ve": "Geometric"}
+    for sde in options("sde"):
+        assert composed("train", f"sde={sde}")["sde"]["schedule"]["_target_"].endswith(usual.get(sde, ""))
+        for words in ((f"sde={sde}", "schedule=cosine"), ("schedule=cosine", f"sde={sde}")):
+            config = composed("train", *words, "schedule.s=0.01")
+            for node in (config["schedule"], config["sde"]["schedule"], config["denoiser"]["sde"]["schedule"]):
+                assert node == {"_target_": "diffcli.diffusion.schedule.Cosine", "s": 0.01}
+
+
+def test_a_sweep_makes_its_runs_in_one_folder(cli, tmp_path):
+    tiny = (
+        "data=moons",
+        "trainer.max_steps=1",
+        "batch_size=8",
+        "network.width=8",
+        "network.blocks=1",
+        "preview.every=0",
+    )
+    done = cli("train", "-m", "sweep=sde_x_loss", *tiny)
+    assert done.code == 0, done.err
+    (sweep,) = (tmp_path / "outputs/train").iterdir()
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("run.json")]
+    assert sorted(path.name for path in sweep.glob("*/")) == list("012345")
+    assert all((sweep / job / "run.json").is_file() for job in "012345")
+    assert len(records) == 6
+    assert all(r["status"] == "finished" and r["steps"] == 1 for r in records)
+    configs = {
+        (r["config"]["denoiser"]["sde"]["_target_"].rpartition(".")[2], r["config"]["loss"]["weight"]) for r in records
+    }
+    assert configs == {(sde, weight) for sde in ("VP", "VE", "SubVP") for weight in ("simple", "likelihood")}
