@@ -21,7 +21,9 @@ def main(path: str) -> int:
     p = judge.predict_proba(np.load(path).reshape(-1, 64).clip(0, 16))
     sure = p.max(1) >= 0.9
     counts = np.bincount(p.argmax(1)[sure], minlength=10)
-    print(f"sure of {sure.mean():.1%} of {len(p)} samples (of {real:.1%} of unseen real digits; its accuracy {accuracy:.1%})")
+    print(
+        f"sure of {sure.mean():.1%} of {len(p)} samples (of {real:.1%} of unseen real digits; its accuracy {accuracy:.1%})"
+    )
     print(f"classes 0..9 among them: {counts.tolist()}")
     return 0 if sure.mean() >= 0.85 and (counts > 0).all() else 1
 

@@ -85,6 +85,9 @@ def _run(command: str, args: list[str]) -> int:
     saved, sys.argv = sys.argv, ["diffcli", *words, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
+    except KeyboardInterrupt:
+        if not codes or codes[-1] <= 128:
+            raise
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's, jobs let none out
         return report(explain(command, error, settings, _config_dir(args)))
     finally:
@@ -100,6 +103,8 @@ def _job(command: str, codes: list[int], cfg) -> None:
 
     try:
         codes.append(importlib.import_module(f"diffcli.commands.{command}").run(cfg) or 0)
+        if codes[-1] > 128:  # stopped by a signal, which was meant for the rest of a sweep too
+            raise KeyboardInterrupt
     except KeyboardInterrupt:
         raise
     except OmegaConfBaseException as error:

@@ -7,6 +7,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from diffcli.errors import NumericalError
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file in the same folder, flushes it to the disk, then renames it."""
@@ -40,7 +42,7 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         if step % self.every == 0 and step != self._saved:
             if self.keep:
-                trainer.save_checkpoint(self.folder / f"step{step:07d}.ckpt")
+                self._save(trainer, f"step{step:07d}.ckpt")
                 if trainer.is_global_zero:
                     for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
                         old.unlink()
@@ -50,7 +52,7 @@ class Checkpoints(L.Callback):
         loss = trainer.callback_metrics.get("val_loss")
         if loss is not None and not trainer.sanity_checking and loss.item() < self.best:
             self.best = loss.item()
-            trainer.save_checkpoint(self.folder / "best.ckpt")
+            self._save(trainer, "best.ckpt")
 
     def on_train_end(self, trainer, module) -> None:
         if trainer.global_step != self._saved:
@@ -59,7 +61,15 @@ class Checkpoints(L.Callback):
     def save_last(self, trainer) -> None:
         """Write last.ckpt."""
         self._saved = trainer.global_step
-        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._save(trainer, "last.ckpt")
+
+    def _save(self, trainer, name: str) -> None:
+        if not all(torch.isfinite(p).all() for p in trainer.lightning_module.parameters()):
+            raise NumericalError(
+                f"a weight is not finite after step {trainer.global_step}; the last checkpoint before it is kept",
+                "a smaller optim.lr",
+            )
+        trainer.save_checkpoint(self.folder / name)
 
     def on_save_checkpoint(self, trainer, module, checkpoint: dict) -> None:
         checkpoint["best"] = self.best

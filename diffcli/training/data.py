@@ -1,5 +1,6 @@
 """Batches in an order that is a function of (seed, batch, rank): nothing to save, exact resume, any number of workers."""
 
+import signal
 from collections.abc import Iterator
 
 import torch
@@ -7,6 +8,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from diffcli.data.base import Items
 from diffcli.randomness import key
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that a run answers by saving
 
 
 class BatchOrder(Sampler):
@@ -40,7 +43,12 @@ class BatchOrder(Sampler):
 def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
     """Endless batches (x, y) in source units."""
     return DataLoader(
-        items, batch_sampler=order, collate_fn=_as_is, num_workers=workers, persistent_workers=workers > 0
+        items,
+        batch_sampler=order,
+        collate_fn=_as_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_deaf,
     )
 
 
@@ -49,6 +57,12 @@ def val_loader(items: Items, batch_size: int, limit: int) -> DataLoader:
     n = min(limit, len(items))
     batches = [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
     return DataLoader(items, batch_sampler=batches, collate_fn=_as_is)
+
+
+def _deaf(_) -> None:
+    """Let the main process alone answer signals: a loader that died of Ctrl-C would take the run with it."""
+    for s in SIGNALS:
+        signal.signal(s, signal.SIG_IGN)
 
 
 def _as_is(batch):

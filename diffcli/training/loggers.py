@@ -23,7 +23,7 @@ class MetricsCSV(Logger):
         rows = []
         if resumed_at is not None and self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and int(row["step"]) <= resumed_at]
+                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and _is_before(row, resumed_at)]
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
@@ -40,6 +40,11 @@ class MetricsCSV(Logger):
         if row:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, COLUMNS).writerow({"step": step} | row)
+
+
+def _is_before(row: dict[str, str], step: int) -> bool:
+    """Whether a row belongs to the steps 0 ... step - 1; the validation after them has the number `step`."""
+    return int(row["step"]) < step + (not row["loss"])
 
 
 class SafeWandbLogger(WandbLogger):

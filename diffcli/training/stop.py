@@ -5,8 +5,7 @@ import signal
 import lightning as L
 
 from diffcli.training.checkpoints import Checkpoints
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from diffcli.training.data import SIGNALS
 
 
 class GracefulStop(L.Callback):
@@ -33,6 +32,7 @@ class GracefulStop(L.Callback):
         if trainer.strategy.reduce_boolean_decision(bool(self.signum), all=False):
             self.signum = self.signum or signal.SIGTERM
             self.checkpoints.save_last(trainer)
+            trainer.limit_val_batches = 0  # no validation on the way out
             trainer.should_stop = True
 
     @property

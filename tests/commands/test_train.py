@@ -63,7 +63,7 @@ def test_files_of_a_run(cli, tmp_path):
     assert [int(r["step"]) for r in metrics if r["val_loss"]] == [9, 19]
     # the rate rises over 100 steps of warm-up under a cosine of 20
     assert float(metrics[0]["lr"]) == pytest.approx(
-        1e-3 * 5 / 100 * 0.5 * (1 + torch.cos(torch.tensor(4 / 20 * torch.pi))).item()
+        2e-3 * 5 / 100 * 0.5 * (1 + torch.cos(torch.tensor(4 / 20 * torch.pi))).item()
     )
 
 

@@ -90,7 +90,6 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(cli, tmp_path, signum, cod
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="the processes that load data die of it: training/data.py", strict=True)
 def test_a_signal_to_all_its_processes_is_no_failure(tmp_path):
     # what Ctrl-C in a terminal does: the processes that load data get it too, here while they are being waited for
     (tmp_path / "pictures").mkdir()
