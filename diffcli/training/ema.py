@@ -15,19 +15,20 @@ class EMA(L.Callback):
 
     def __init__(self, decay: float = 0.995):
         self.decay, self.updates, self.average = decay, 0, {}
-        self._raw = None
+        self._raw, self._live = None, ()
 
     def on_fit_start(self, trainer, module) -> None:
         if not self.average:
             self.average = {name: p.detach().float().clone() for name, p in _weights(module)}
-        self.average = {name: a.to(module.device) for name, a in self.average.items()}
+        names, self._live = zip(*_weights(module), strict=True)
+        self.average = {name: self.average[name].to(module.device) for name in names}
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         if trainer.global_step > self.updates:  # not after every batch of an accumulation
             self.updates = trainer.global_step
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            names, weights = zip(*_weights(module), strict=True)
-            torch._foreach_lerp_([self.average[n] for n in names], [w.detach().float() for w in weights], 1 - decay)
+            live = [p.detach().float() for p in self._live]
+            torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
 
     @contextlib.contextmanager
     def applied(self, module):

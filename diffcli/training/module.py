@@ -75,12 +75,13 @@ class Training(L.LightningModule):
         self.log("val_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
 
     def configure_optimizers(self):
-        return self.optim.build(self.denoiser.parameters())
+        return self.optim.build(self.denoiser.parameters(), fused=self.trainer.precision != "16-mixed")
 
     def on_before_optimizer_step(self, optimizer) -> None:
-        gradients = [p.grad for p in self.denoiser.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if not torch.isfinite(norm) and self.trainer.precision != "16-mixed":  # its scaler skips such a step by itself
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
+        if (
+            not torch.isfinite(self._norm) and self.trainer.precision != "16-mixed"
+        ):  # its scaler skips such a step itself
             raise NumericalError(
                 f"the gradient is not finite at step {self.trainer.global_step}; the last checkpoint before it is kept",
                 "a smaller optim.lr, trainer.gradient_clip_val, or another loss.weight",
@@ -88,7 +89,17 @@ class Training(L.LightningModule):
         lr = self.optim.rate(self.trainer.global_step, self.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        self.log_dict({"grad_norm": norm, "lr": lr})
+        self.log_dict({"grad_norm": self._norm, "lr": lr})
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Lightning's clipping, which refuses a fused optimiser under any mixed precision; the norm is known already."""
+        if gradient_clip_val and gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self._graded(), gradient_clip_val)
+        elif gradient_clip_val:
+            torch.nn.utils.clip_grads_with_norm_(self._graded(), gradient_clip_val, self._norm)
+
+    def _graded(self) -> list[Tensor]:
+        return [p for p in self.denoiser.parameters() if p.grad is not None]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint |= self.meta | {"batches": self.batches}
