@@ -1,5 +1,6 @@
 """Pictures while training: samples from noise that never changes, and one item noised and recovered."""
 
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -9,6 +10,7 @@ from diffcli.data.base import Data
 from diffcli.data.pictures import image_grid, is_image, picture
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, sample
+from diffcli.errors import NumericalError
 from diffcli.randomness import ItemNoise
 from diffcli.sampling import draw_samples
 from diffcli.training.ema import EMA
@@ -41,37 +43,39 @@ class Preview(L.Callback):
     def on_train_batch_end(self, trainer, module, *_) -> None:
         step = trainer.global_step
         if self.every and step % self.every == 0 and step != self._done:
-            self._draw(trainer, module)
+            self._show(trainer, module)
 
     def on_train_end(self, trainer, module) -> None:
-        if self.every and trainer.global_step != self._done:
-            self._draw(trainer, module)
-        if self.every and trainer.is_global_zero and is_image(self.data.shape):
-            with torch.no_grad(), self.ema.applied(module):
-                self._denoise(module)
+        if self.every:
+            self._show(trainer, module, denoise=is_image(self.data.shape), samples=trainer.global_step != self._done)
 
-    def _draw(self, trainer, module) -> None:
+    def _show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:
         self._done = trainer.global_step
         if not trainer.is_global_zero:
             return
-        with torch.no_grad(), self.ema.applied(module):
-            module.denoiser.eval()
-            times = self.grid(module.denoiser.sde, self.steps)
-            shape = self.data.shape
-            found = draw_samples(
-                module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device
-            )
-            x = torch.cat([batch.x for batch in found]).float().cpu()
+        module.denoiser.eval()
+        try:
+            with torch.no_grad(), self.ema.applied(module):
+                if samples:
+                    self._draw(module)
+                if denoise:
+                    self._denoise(module)
+        except NumericalError as error:  # of an adaptive sampler on a model that knows little yet: no reason to stop
+            print(f"warning: no preview at step {self._done} ({error.message})", file=sys.stderr)
+        finally:
             module.denoiser.train()
-        if torch.isfinite(x).all():
-            self.folder.joinpath("samples").mkdir(exist_ok=True)
-            picture(
-                self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data
-            )
+
+    def _draw(self, module) -> None:
+        times, shape = self.grid(module.denoiser.sde, self.steps), self.data.shape
+        found = draw_samples(
+            module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device
+        )
+        x = torch.cat([batch.x for batch in found]).float().cpu()
+        self.folder.joinpath("samples").mkdir(exist_ok=True)
+        picture(self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data)
 
     def _denoise(self, module) -> None:
         """Three rows: one val item noised to each level, its x0_hat, and the end of the reverse walk from there."""
-        module.denoiser.eval()
         sde, transform = module.denoiser.sde, self.data.transform
         x0 = transform.encode(self.data.split("val")[0][0][None]).float().to(module.device)
         rows = ([x0], [x0], [x0])
@@ -88,6 +92,5 @@ class Preview(L.Callback):
                 strict=True,
             ):
                 row.append(x)
-        module.denoiser.train()
         x = transform.decode(torch.cat([x for row in rows for x in row]).cpu()).numpy()
         image_grid(x, self.folder / "denoised.png", transform.levels, columns=len(LEVELS) + 1)
