@@ -11,12 +11,12 @@ from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say, write_text
 from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
-from diffcli.data.pictures import is_image, picture
+from diffcli.data.pictures import image_grid, is_image
 from diffcli.data.scatter import scatter
 from diffcli.errors import NumericalError
 from diffcli.metrics.two_sample import compare
 
-SHOWN = 80  # images of each kind in the picture
+ROWS, COLUMNS = 10, 8  # images of each kind in the picture
 
 
 def run(cfg) -> int:
@@ -49,7 +49,7 @@ def run(cfg) -> int:
     if not held_out:
         say(f"note: the {cfg.split} split of this data set is not held out from training")
     say(f"{len(x)} samples, NFE {nfe_text(nfe)} each, from {model.source}")
-    say(f"  {path / 'metrics.json'}\n  {path / 'comparison.png'}")
+    say(f"  {path / 'metrics.json'}\n  {path / 'comparison.png'} (samples left, data right)")
     return 0
 
 
@@ -73,8 +73,14 @@ def table(figures: dict) -> list[str]:
 
 
 def _picture(path: Path, x: np.ndarray, real: np.ndarray, model: Model) -> None:
-    if is_image(model.shape):
-        k = min(SHOWN, len(x), len(real)) // 10 * 10 or min(len(x), len(real))
-        picture(np.concatenate([x[:k], real[:k]]), path, model.data)
-    else:
+    """Samples on the left, data on the right."""
+    if not is_image(model.shape):
         scatter({"samples": x[:5000], "data": real[:5000]}, path)
+        return
+    levels = model.data.transform.levels
+    columns = min(COLUMNS, len(x), len(real))
+    rows = min(ROWS, len(x) // columns, len(real) // columns)
+    left, right = (a[: rows * columns].reshape(rows, columns, *model.shape) for a in (x, real))
+    gap = np.full((rows, 1, *model.shape), 0.5 * (levels - 1 if levels else 0.0))
+    sheet = np.concatenate([left, gap, right], axis=1).reshape(-1, *model.shape)
+    image_grid(sheet, path, levels, columns=2 * columns + 1)
