@@ -9,7 +9,7 @@ from diffcli.errors import UsageError
 TRANSFORMS = [Identity(), Levels(2), Levels(17), Levels(256)]
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: f"{type(t).__name__}-{t.levels}")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_decode_undoes_encode(transform, dtype):
     x = torch.linspace(-3, 300, 1000, dtype=dtype)
@@ -18,7 +18,7 @@ def test_decode_undoes_encode(transform, dtype):
     )
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: f"{type(t).__name__}-{t.levels}")
 def test_log_jacobian_is_the_derivative_of_encode(transform):
     x = torch.tensor([3.0], dtype=torch.float64)
     slope = (transform.encode(x + 0.5) - transform.encode(x - 0.5)).item()
@@ -44,7 +44,7 @@ def test_dequantised_pixels_decode_to_their_offset_from_the_centre():
     torch.testing.assert_close(Levels(256).decode(Levels(256).encode(k, u)), k + u - 0.5, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: f"{type(t).__name__}-{t.levels}")
 def test_only_float64_stays_float64(transform):
     for dtype in (torch.uint8, torch.int64, torch.float16, torch.float32):
         assert transform.encode(torch.ones(2).to(dtype), torch.rand(2, dtype=torch.float64)).dtype == torch.float32
