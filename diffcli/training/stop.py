@@ -14,6 +14,7 @@ class GracefulStop(L.Callback):
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints, self.signum = checkpoints, 0
         self._step = -1
+        self._previous = {s: signal.getsignal(s) for s in SIGNALS}  # before Lightning registers its own
 
     def _flag(self, signum, frame) -> None:
         if self.signum and signum == signal.SIGINT:
@@ -24,6 +25,16 @@ class GracefulStop(L.Callback):
         self._step = trainer.global_step
         for s in SIGNALS:  # after Lightning registered its own
             signal.signal(s, self._flag)
+
+    def _restore(self) -> None:
+        for s, handler in self._previous.items():
+            signal.signal(s, handler)
+
+    def teardown(self, trainer, module, stage) -> None:
+        self._restore()
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self._restore()
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         if trainer.global_step == self._step:

@@ -116,3 +116,13 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(cli, tmp_path):
     last = checkpoint.read(tmp_path / "run/checkpoints/last.ckpt")  # which refuses weights that are not finite
     assert last["global_step"] == step
     assert all(torch.isfinite(v).all() for v in last["state_dict"].values())
+
+
+def test_the_process_gets_its_signal_handlers_back(cli):
+    """After a run that ends, and after one that fails: else the next Ctrl-C would only set a flag that nobody reads."""
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = [signal.getsignal(s) for s in signals]
+    for code, words in ((0, ()), (4, ("optim.lr=1e30", "optim.warmup=0"))):
+        tiny = settings("trainer.max_steps=5", "batch_size=10", "network.width=8", f"out=run{code}", *words)
+        assert cli("train", *tiny).code == code
+        assert [signal.getsignal(s) for s in signals] == before
