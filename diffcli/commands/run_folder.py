@@ -94,6 +94,9 @@ def choose(command: str, config: dict) -> Path:
         path = Path("outputs") / command / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     if path.exists() and not path.is_dir():
         raise UsageError(f"out={path} is a file, not a folder")
+    ckpt = config.get("ckpt")
+    if ckpt is not None and Path(ckpt).resolve().is_relative_to(path.resolve()) and (path / "run.json").exists():
+        raise UsageError(f"out={path} is the run that ckpt={ckpt} belongs to, which would be lost", "another out=DIR")
     if (path / "run.json").exists() and not config["overwrite"]:
         more = " or resume=auto goes on with it; overwrite=true replaces it" if command == "train" else ""
         raise UsageError(f"out={path} already holds a run", f"another out=DIR{more or ', or overwrite=true'}")

@@ -1,6 +1,7 @@
 """`diffcli train`: check everything, make the run's folder, train."""
 
 import contextlib
+import json
 import logging
 import os
 import sys
@@ -142,8 +143,8 @@ def _resume(config: dict) -> tuple[Path, Path | None, bool]:
             )
         path = Path(config["out"]).expanduser()
         found = _newest_whole(path / "checkpoints")
-        if found is None:
-            return choose("train", config | {"overwrite": True}), None, False
+        if found is None:  # what a training left without a whole checkpoint may go, another command's run may not
+            return choose("train", config | {"overwrite": config["overwrite"] or _is_training(path)}), None, False
     else:
         found = Path(wish).expanduser()
         checkpoint.read(found)
@@ -153,6 +154,11 @@ def _resume(config: dict) -> tuple[Path, Path | None, bool]:
     _check_same(content["config"], config, found)
     say(f"resuming from {found} (step {content['global_step']})")
     return path, found, content["global_step"] >= config["trainer"]["max_steps"]
+
+
+def _is_training(path: Path) -> bool:
+    record = path / "run.json"
+    return record.exists() and json.loads(record.read_text()).get("command") == "train"
 
 
 def _newest_whole(folder: Path) -> Path | None:

@@ -42,7 +42,7 @@ DOPRI5 = Tableau(
 def _add(y: State, h: Tensor, weights, stages: list[State]) -> State:
     """`y + h sum_j w_j k_j`, part by part, h (B,)."""
     return tuple(
-        part + match(h, part) * sum(w * k[n] for w, k in zip(weights, stages, strict=False) if w != 0)
+        part + match(h, part) * sum(w * k[n] for w, k in zip(weights, stages, strict=True) if w != 0)
         for n, part in enumerate(y)
     )
 

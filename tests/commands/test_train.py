@@ -110,6 +110,18 @@ def test_resume_auto(cli, tmp_path):
     assert "optim.lr was 0.002, is now 0.1" in rate.err
 
 
+def test_a_run_of_another_kind_is_never_lost(cli, tmp_path):
+    """Neither the samples in the out= of a training that would start afresh, nor the model in the out= of its samples."""
+    assert cli("sample", "network=exact", "n=4", "steps=1", "out=s").code == 0
+    assert cli(*RUN, "out=s", "resume=auto").code == 2
+    assert (tmp_path / "s/samples.npy").exists()
+    assert cli(*RUN, "out=t", "trainer.max_steps=2").code == 0
+    refused = cli("sample", "ckpt=t/checkpoints/last.ckpt", "n=2", "steps=1", "out=t", "overwrite=true")
+    assert refused.code == 2
+    assert "would be lost" in refused.err
+    assert (tmp_path / "t/checkpoints/last.ckpt").exists()
+
+
 def test_resumed_learning_rate_applies(cli, tmp_path):
     assert cli(*RUN, "out=t").code == 0
     done = cli(*RUN, "out=t", "resume=auto", "trainer.max_steps=30", "optim.lr=0.5", "optim.decay=none", "optim.warmup=0",
