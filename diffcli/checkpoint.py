@@ -165,7 +165,7 @@ def load_weights(denoiser: nn.Module, content: dict, weights: str, path: Path) -
     """
     state = {k.removeprefix("denoiser."): v for k, v in content["state_dict"].items() if k.startswith("denoiser.")}
     if weights == "ema":
-        state |= {k.removeprefix("denoiser."): v for k, v in content["ema"].items()}
+        state |= {k.removeprefix("denoiser."): v for k, v in content["ema"].items() if k.startswith("denoiser.")}
     own = denoiser.state_dict()
     odd = sorted(own.keys() ^ state.keys()) or [k for k in own if _form(own[k]) != _form(state[k])]
     if odd:

@@ -21,6 +21,14 @@ def typed(prefix: str) -> bool:
     return any(o.lstrip("+").startswith(prefix) for o in overrides)
 
 
+def chosen(group: str) -> str | None:
+    """The option of a config group that this command was composed with."""
+    from hydra.core.hydra_config import HydraConfig
+
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    return choices.get(group, choices.get(f"{group}@_global_.{group}"))
+
+
 def plain(cfg: DictConfig) -> dict:
     """The config as plain nested containers with every interpolation resolved."""
     return OmegaConf.to_container(cfg, resolve=True)

@@ -41,6 +41,8 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "weights": (Literal["ema", "raw"], None, None),
     "trust": (str | None, None, None),
     "dtype": (Literal["float32", "float64"], None, None),
+    "level.alpha": (float, None, None),
+    "level.sigma": (float, 0, None),
     "n": (int | None, 1, None),
     "split": (Literal["train", "val", "test", "all"], None, None),
     "steps": (int | None, 1, None),

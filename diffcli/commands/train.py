@@ -9,23 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffcli import checkpoint
 from diffcli.commands.build import build, check
-from diffcli.commands.common import check_prior, pick_device, plain, recorded, typed
+from diffcli.commands.common import check_prior, chosen, pick_device, plain, recorded, typed
 from diffcli.commands.model import parameters
 from diffcli.commands.run_folder import RunFolder, choose, create, say, write_text
 from diffcli.commands.settings import check_settings
 from diffcli.data.base import Data
+from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.loss import Loss
+from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
 from diffcli.randomness import key
 
 GROUPS = {
-    "schedule", "sde", "prediction", "network", "data", "loss", "optim", "trainer", "logger", "sampler", "grid",
-    "denoiser", "sweep", "experiment",
+    "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
+    "sampler", "grid", "denoiser", "sweep", "experiment",
 }  # fmt: skip
 MODEL = ("denoiser", "data")  # what a resumed run may not change
 FREE = (
@@ -94,11 +95,38 @@ def _prepare(cfg) -> None:
     data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
     for split in ("train", "val"):
         data.split(split)  # a missing file is found before anything is made
+    _check_clock(cfg)
+    _measure(cfg, data)
     if "shape" in cfg.network:
         shape = list(data.shape)
         if cfg.network.shape is not None and list(cfg.network.shape) != shape:
             raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
         cfg.network.shape = shape
+
+
+def _check_clock(cfg) -> None:
+    """Refuse a schedule for a process that has its own clock, and a process for a model of one level."""
+    name = chosen("sde")
+    if "alpha" in cfg.get("level", {}) and name != "one":
+        raise UsageError(
+            f"levels=one is a model of one noise level, without sde={name}", "levels=one alone, or sde= alone"
+        )
+    if "level" not in cfg and name == "one":
+        raise UsageError("sde=one has no noise level", "levels=one level.sigma=0.1")
+    if "schedule" not in cfg.sde and cfg.schedule:
+        raise UsageError(
+            f"sde={name} has a clock of its own and takes no schedule", "leave schedule= out, or sde=vp|subvp|ve|flow"
+        )
+
+
+def _measure(cfg, data: Data) -> None:
+    """Put the measured number in the place of auto, so that the checkpoint holds it."""
+    for group, node in cfg.items():
+        for name in MEASURES.keys() & (node.keys() if isinstance(node, DictConfig) else ()):
+            if OmegaConf.is_interpolation(node, name) or node[name] != "auto":
+                continue
+            node[name] = MEASURES[name](training_set(data).items())
+            say(f"{group}.{name} = {node[name]:.4g}, measured on the training items")
 
 
 def _check_devices(trainer) -> None:
@@ -122,13 +150,36 @@ def build_parts(config: dict) -> Parts:
         if "takes images" in error.message:
             raise UsageError(error.message, "network=mlp") from error
         raise
-    check_prior(denoiser.sde)
-    if config["preview"]["every"]:
+    if denoiser.sde.is_process:
+        check_prior(denoiser.sde)
+    _fit_together(config, denoiser, loss, data)
+    if config["preview"]["every"] and denoiser.sde.is_process:
         try:
             grid(denoiser.sde, config["preview"]["steps"])
         except ValueError as error:
             raise UsageError(f"grid: {error}") from error
     return Parts(config, data, denoiser, loss, optim, sampler, grid)
+
+
+def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:
+    """Let the loss meet the model and the data.  Raises UsageError where they do not go together."""
+    if config["compile"] and (loss.double_backward or denoiser.double_backward):
+        what = "loss" if loss.double_backward else "prediction"
+        raise UsageError(f"compile=true cannot differentiate a network twice, as this {what} does", "compile=false")
+    try:
+        loss.setup(denoiser, training_set(data))
+    except ValueError as error:
+        raise UsageError(f"loss: {error}") from error
+
+
+def training_set(data: Data) -> TrainingSet:
+    """What a loss may know of a data set."""
+
+    def items():
+        split = data.split("train")
+        return data.transform.encode(split.__getitems__(range(len(split)))[0])
+
+    return TrainingSet(items, tuple(data.shape), data.transform.levels, getattr(data, "mixture", None))
 
 
 def _resume(config: dict) -> tuple[Path, Path | None, bool]:

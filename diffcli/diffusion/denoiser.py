@@ -17,6 +17,8 @@ class Denoiser(nn.Module):
     `xt` is (B, *S); `t` is a float64 tensor () or (B,); conditions go through as keywords; results have xt's shape and dtype.
     """
 
+    double_backward: bool = False  # whether its parts differentiate a network: training then does so twice
+
     def __init__(self, sde: SDE):
         super().__init__()
         self.sde = sde

@@ -1,12 +1,13 @@
 """What the network predicts: each prediction is four coefficients of t, after EDM's preconditioning."""
 
 from abc import abstractmethod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.numeric import match
+from diffcli.diffusion.numeric import match, require
 from diffcli.diffusion.sde import SDE
 
 
@@ -22,41 +23,42 @@ class Prediction(Denoiser):
         self.network = network
 
     @abstractmethod
-    def skip_and_out(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def skip_and_out(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """c_skip and c_out, by solving the definition of F for x0."""
 
-    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """c_skip, c_out, c_in, c_noise, float64, each of the shape of t."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        c_skip, c_out = self.skip_and_out(alpha, sigma)
-        return c_skip, c_out, torch.rsqrt(alpha**2 + sigma**2), 1000 * t
+    def c_in(self, t: Tensor) -> Tensor:
+        return torch.rsqrt(self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        return 1000 * t
 
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
-        c_skip, c_out, c_in, c_noise = self.coefficients(t)
         weight = next(self.network.parameters(), xt)
-        x = (match(c_in, xt) * xt).to(weight.dtype)
-        out = self.network(x, c_noise.to(x).expand(xt.shape[0]), **cond)
-        return c_skip, c_out, out.to(xt.dtype)
+        x = (match(self.c_in(t), xt) * xt).to(weight.dtype)
+        out = self.network(x, self.c_noise(t).to(x).expand(xt.shape[0]), **cond)
+        return *self.skip_and_out(t), out.to(xt.dtype)
 
 
 class Eps(Prediction):
     """F = eps: `x0 = (xt - sigma F) / alpha`.  Ho et al. 2020, eq. 9, arXiv:2006.11239."""
 
-    def skip_and_out(self, alpha, sigma):
+    def skip_and_out(self, t):
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         return 1 / alpha, -sigma / alpha
 
 
 class X0(Prediction):
     """F = x0."""
 
-    def skip_and_out(self, alpha, sigma):
-        return torch.zeros_like(alpha), torch.ones_like(alpha)
+    def skip_and_out(self, t):
+        return torch.zeros_like(t), torch.ones_like(t)
 
 
 class V(Prediction):
     """F = v = alpha eps - sigma x0: `x0 = (alpha xt - sigma F) / (alpha^2 + sigma^2)`.  Salimans & Ho 2022, arXiv:2202.00512."""
 
-    def skip_and_out(self, alpha, sigma):
+    def skip_and_out(self, t):
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         q = alpha**2 + sigma**2
         return alpha / q, -sigma / q
 
@@ -64,5 +66,46 @@ class V(Prediction):
 class Score(Prediction):
     """F = grad log p_t: `x0 = (xt + sigma^2 F) / alpha` (Tweedie).  Song & Ermon 2019, arXiv:1907.05600."""
 
-    def skip_and_out(self, alpha, sigma):
+    def skip_and_out(self, t):
+        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         return 1 / alpha, sigma**2 / alpha
+
+
+class Velocity(Prediction):
+    """F = u = alpha' x0 + sigma' eps, the PF-ODE's right-hand side: `x0 = (sigma' xt - sigma F) / (alpha sigma' - alpha' sigma)`.
+
+    Lipman et al. 2023, eq. 10, arXiv:2210.02747; Albergo & Vanden-Eijnden 2023, arXiv:2209.15571.
+    """
+
+    def skip_and_out(self, t):
+        # alpha sigma' - alpha' sigma = -alpha sigma lam'
+        slope = self.sde.alpha(t) * self.sde.dlam(t)
+        return -self.sde.dlog_sigma(t) / slope, 1 / slope
+
+
+class EDM(Prediction):
+    """F of unit variance for data of standard deviation `sigma_data`, on any path: with `q = sigma^2 + alpha^2 sigma_data^2`,
+    `c_skip = alpha sigma_data^2 / q`, `c_out = sigma sigma_data / sqrt(q)`, `c_in = 1 / sqrt(q)`, `c_noise = -lam / 4`.
+
+    sigma_data=auto is measured on the training items before the model is built.  Raises ValueError unless it is above 0.
+    Karras et al. 2022, table 1, arXiv:2206.00364.
+    """
+
+    def __init__(self, sde: SDE, network: nn.Module, sigma_data: float | Literal["auto"] = 0.5):
+        super().__init__(sde, network)
+        require(sigma_data != "auto", "sigma_data=auto needs data to measure it on: give a number")
+        require(sigma_data > 0, f"sigma_data must be above 0, got {sigma_data}")
+        self.sigma_data = float(sigma_data)
+
+    def _q(self, t: Tensor) -> Tensor:
+        return self.sde.sigma(t) ** 2 + (self.sde.alpha(t) * self.sigma_data) ** 2
+
+    def skip_and_out(self, t):
+        alpha, sigma, q = self.sde.alpha(t), self.sde.sigma(t), self._q(t)
+        return alpha * self.sigma_data**2 / q, sigma * self.sigma_data / torch.sqrt(q)
+
+    def c_in(self, t):
+        return torch.rsqrt(self._q(t))
+
+    def c_noise(self, t):
+        return -self.sde.lam(t) / 4

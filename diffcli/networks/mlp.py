@@ -24,10 +24,19 @@ class Residual(nn.Module):
 class MLP(nn.Module):
     """(x (B, *shape), c_noise (B,), label (B,) or None) -> (B, *shape): `blocks` residual blocks of `width` units.
 
-    shape is the data's and may be any: it is flattened.  Raises ValueError unless width >= 2 is even and blocks >= 1.
+    shape is the data's and may be any: it is flattened.  outputs: how many tensors of that shape, along its first dimension.
+    Raises ValueError unless width >= 2 is even and blocks >= 1.
     """
 
-    def __init__(self, shape: list[int], width: int = 256, blocks: int = 4, dropout: float = 0.0, classes: int = 0):
+    def __init__(
+        self,
+        shape: list[int],
+        width: int = 256,
+        blocks: int = 4,
+        dropout: float = 0.0,
+        classes: int = 0,
+        outputs: int = 1,
+    ):
         super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"width must be even and at least 2, got {width}")
@@ -40,11 +49,12 @@ class MLP(nn.Module):
         self.first = nn.Linear(d, width)
         self.blocks = nn.ModuleList(Residual(width, dropout) for _ in range(blocks))
         # no norm here: the output can grow with the input, as noise far out needs
-        self.last = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, d)))
+        self.last = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, outputs * d)))
+        self.shape = (outputs * shape[0], *shape[1:])
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         c = self.condition(c_noise, label)
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)
-        return self.last(h).view_as(x)
+        return self.last(h).view(-1, *self.shape)

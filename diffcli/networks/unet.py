@@ -55,7 +55,7 @@ class UNet(nn.Module):
 
     shape: (C, H, W) of the data, H and W divisible by 2^(levels - 1), levels = len(multipliers).  channels times a level's
     multiplier are its channels; blocks residual blocks a level; attention: the resolutions (heights) with self-attention,
-    by default the lowest.
+    by default the lowest.  outputs: how many images, along the channels.
     Raises ValueError for a shape or a value that does not fit.
     Ho et al. 2020, app. B, arXiv:2006.11239; Dhariwal & Nichol 2021, sec. 3, arXiv:2105.05233.
     """
@@ -70,6 +70,7 @@ class UNet(nn.Module):
         head_channels: int = 32,
         dropout: float = 0.0,
         classes: int = 0,
+        outputs: int = 1,
     ):
         super().__init__()
         if len(shape) != 3:
@@ -125,7 +126,7 @@ class UNet(nn.Module):
                 c = c_out
             if level > 0:
                 self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
-        self.last = nn.Sequential(norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, image, 3, padding=1)))
+        self.last = nn.Sequential(norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, outputs * image, 3, padding=1)))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         c = self.condition(c_noise, label)

@@ -75,7 +75,8 @@ class Training(L.LightningModule):
         self.log("val_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
 
     def configure_optimizers(self):
-        return self.optim.build(self.denoiser.parameters(), fused=self.trainer.precision != "16-mixed")
+        weights = [*self.denoiser.parameters(), *self.loss.parameters()]
+        return self.optim.build([p for p in weights if p.requires_grad], fused=self.trainer.precision != "16-mixed")
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
@@ -99,7 +100,7 @@ class Training(L.LightningModule):
             torch.nn.utils.clip_grads_with_norm_(self._graded(), gradient_clip_val, self._norm)
 
     def _graded(self) -> list[Tensor]:
-        return [p for p in self.denoiser.parameters() if p.grad is not None]
+        return [p for p in self.parameters() if p.grad is not None]
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint |= self.meta | {"batches": self.batches}

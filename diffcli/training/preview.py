@@ -42,11 +42,12 @@ class Preview(L.Callback):
 
     def on_train_batch_end(self, trainer, module, *_) -> None:
         step = trainer.global_step
-        if self.every and step % self.every == 0 and step != self._done:
+        due = self.every and step % self.every == 0 and step != self._done
+        if due and module.denoiser.sde.is_process:
             self._show(trainer, module)
 
     def on_train_end(self, trainer, module) -> None:
-        if self.every:
+        if self.every and module.denoiser.sde.is_process:
             self._show(trainer, module, denoise=is_image(self.data.shape), samples=trainer.global_step != self._done)
 
     def _show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:

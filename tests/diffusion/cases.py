@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.exact import Exact, GaussianMixture
-from diffcli.diffusion.prediction import X0, Eps, Score, V
-from diffcli.diffusion.schedule import Cosine, Geometric, Linear
-from diffcli.diffusion.sde import SDE, VE, VP, SubVP
+from diffcli.diffusion.prediction import X0, Eps, Score, V, Velocity
+from diffcli.diffusion.schedule import Cosine, Geometric, Linear, Logit
+from diffcli.diffusion.sde import SDE, VE, VP, Flow, SubVP
 
 # a new class is tested from the day it is listed here
-SDES = {"vp": VP, "subvp": SubVP, "ve": VE}
-SCHEDULES = {"linear": Linear, "cosine": Cosine, "geometric": Geometric}
-PREDICTIONS = {"eps": Eps, "x0": X0, "v": V, "score": Score}
+SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "flow": Flow}
+SCHEDULES = {"linear": Linear, "cosine": Cosine, "geometric": Geometric, "logit": Logit}
+PREDICTIONS = {"eps": Eps, "x0": X0, "v": V, "score": Score, "velocity": Velocity}
 
 
 def build(sde: str, schedule: str, t_min: float | None = None) -> SDE:

@@ -1,4 +1,4 @@
-from diffcli.diffusion.loss.base import Loss
+from diffcli.diffusion.loss.base import Loss, TrainingSet
 from diffcli.diffusion.loss.dsm import DSM
 
-__all__ = ["DSM", "Loss"]
+__all__ = ["DSM", "Loss", "TrainingSet"]

@@ -1,33 +1,12 @@
-"""Noise schedules: t -> l(t), VP's half log-SNR, so that every schedule serves every SDE."""
+"""Schedules in closed form: beta(t), alpha(t) or sigma(t) of the papers as l(t)."""
 
 import math
-from abc import abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffcli.diffusion.numeric import require, softplus
-
-
-class Schedule(nn.Module):
-    """A strictly decreasing function l(t) on t in [0, 1], and its inverse; both map float64 to float64, elementwise.
-
-    `l` is VP's half log-SNR, `alpha^2 = sigmoid(2 l)`, `sigma^2 = sigmoid(-2 l)`; the SDE says what it means elsewhere
-    (VE: `sigma = e^-l`).  `t_min` and `t_max` bound the times at which l is finite and alpha is not 0.
-    `times` holds the training levels of a discrete chain, else None.
-    """
-
-    t_min: float = 0.0
-    t_max: float = 1.0
-    times: Tensor | None = None
-
-    @abstractmethod
-    def forward(self, t: Tensor) -> Tensor:
-        """l(t)."""
-
-    @abstractmethod
-    def inverse(self, l: Tensor) -> Tensor:  # noqa: E741 - the notation of the papers
-        """The time at which the schedule has the value l."""
+from diffcli.diffusion.schedule.base import Schedule
 
 
 class Linear(Schedule):
@@ -102,3 +81,19 @@ class Geometric(Schedule):
 
     def inverse(self, l: Tensor) -> Tensor:  # noqa: E741
         return (-math.log(self.sigma_min) - l) / self.range
+
+
+class Logit(Schedule):
+    """`l = log((1 - t)/t)`: flow's usual one, on which `alpha = 1 - t` and `sigma = t`; t_max = 0.999, as alpha(1) = 0.
+
+    Lipman et al. 2023, eq. 20, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
+    """
+
+    t_min = 1e-5
+    t_max = 0.999
+
+    def forward(self, t: Tensor) -> Tensor:
+        return torch.log1p(-t) - torch.log(t)
+
+    def inverse(self, l: Tensor) -> Tensor:  # noqa: E741
+        return torch.sigmoid(-l)

@@ -1,4 +1,4 @@
-"""SDEs with Gaussian paths: how alpha and sigma follow from the schedule; everything else is derived once, here."""
+"""What every SDE with Gaussian paths is: alpha and sigma; everything else is derived once, here."""
 
 import math
 from abc import abstractmethod
@@ -6,29 +6,29 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from diffcli.diffusion.numeric import derivative, log_sigmoid, match, require, softplus
-from diffcli.diffusion.schedule import Schedule
+from diffcli.diffusion.numeric import derivative, match, require
 
 
 class SDE(nn.Module):
     """`dx = f(t) x dt + g(t) dw` with the path `p(x_t | x_0) = N(alpha_t x_0, sigma_t^2 I)`, t = 0 data, t = 1 noise.
 
-    A new SDE writes `log_alpha` and `log_sigma`, and `schedule_value` where its lam is not the schedule's l.
-    Times are float64 tensors of any shape; coefficients have their shape.  Training and likelihood live on
-    [t_min, t_max], the schedule's own unless t_min is given.
+    A new SDE writes `log_alpha`, `log_sigma` and `time`; one whose path follows from a schedule is a `Scheduled`.
+    Times are float64 tensors of any shape; coefficients have their shape.  Training and likelihood live on [t_min, t_max].
+    `times` holds the training levels of a discrete chain, increasing, else None.
 
     Raises ValueError unless 0 <= t_min < t_max and lam is finite at t_min.
     Song et al. 2021, sec. 3, arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630 (in terms of alpha, sigma).
     """
 
-    def __init__(self, schedule: Schedule, t_min: float | None = None):
-        super().__init__()
-        self.schedule = schedule
-        self.t_min = float(schedule.t_min if t_min is None else t_min)
-        self.t_max = float(schedule.t_max)
-        require(0 <= self.t_min < self.t_max, f"t_min must lie in [0, {self.t_max}), got {self.t_min}")
+    times: Tensor | None = None
+    is_process: bool = True  # whether there is a way from data to noise
+
+    def _set_range(self, t_min: float, t_max: float) -> None:
+        """The last statement of a constructor: the times on which the path is used, checked."""
+        require(0 <= t_min < t_max, f"t_min must lie in [0, {t_max}), got {t_min}")
+        self.t_min, self.t_max = float(t_min), float(t_max)
         lam = self.lam(torch.tensor(self.t_min, dtype=torch.float64)).item()
-        require(math.isfinite(lam), f"t_min = {self.t_min} has no noise at all with this schedule, take 1e-5 or more")
+        require(math.isfinite(lam), f"t_min = {self.t_min} has no noise at all, take 1e-5 or more")
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class SDE(nn.Module):
     def log_sigma(self, t: Tensor) -> Tensor:
         """log of the standard deviation of the noise."""
 
-    def schedule_value(self, lam: Tensor) -> Tensor:
-        """The schedule's l at which this path has half log-SNR lam; the two are the same unless a path says otherwise."""
-        return lam
+    @abstractmethod
+    def time(self, lam: Tensor) -> Tensor:
+        """The inverse of `lam`."""
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(self.log_alpha(t))
@@ -51,10 +51,6 @@ class SDE(nn.Module):
     def lam(self, t: Tensor) -> Tensor:
         """Half the log-SNR, `lam = log(alpha / sigma)`, strictly decreasing."""
         return self.log_alpha(t) - self.log_sigma(t)
-
-    def time(self, lam: Tensor) -> Tensor:
-        """The inverse of `lam`."""
-        return self.schedule.inverse(self.schedule_value(lam))
 
     def f(self, t: Tensor) -> Tensor:
         """Drift coefficient, `f = d log(alpha) / dt`."""
@@ -98,50 +94,3 @@ class SDE(nn.Module):
         """log N(x; 0, prior_std^2 I) in nats, (B,), summed in float64."""
         z = x.double().flatten(1) / self.prior_std
         return -0.5 * (z**2).sum(1) - z.shape[1] * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
-
-
-class VP(SDE):
-    """Variance preserving: `alpha^2 = sigmoid(2 l)`, `sigma^2 = sigmoid(-2 l)`; `f = -beta/2`, `g^2 = beta`.
-
-    The prior is the stationary N(0, I).  Song et al. 2021, eq. 11, arXiv:2011.13456.
-    """
-
-    prior_std = 1.0
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return 0.5 * log_sigmoid(2 * self.schedule(t))
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return 0.5 * log_sigmoid(-2 * self.schedule(t))
-
-
-class SubVP(SDE):
-    """Sub-VP: VP's alpha, `sigma = sigmoid(-2 l)`; `f = -beta/2`, `g^2 = beta (1 - e^{-2B})`.
-
-    Its lam is `2 l + log(1 + e^{-2 l}) / 2`.  Song et al. 2021, eq. 13-14, arXiv:2011.13456.
-    """
-
-    prior_std = 1.0
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return 0.5 * log_sigmoid(2 * self.schedule(t))
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return log_sigmoid(-2 * self.schedule(t))
-
-    def schedule_value(self, lam: Tensor) -> Tensor:
-        # u = e^{2 l} solves u^2 + u = e^{2 lam}; in logs, so that no lam overflows
-        return 0.5 * (math.log(2) + 2 * lam - softplus(0.5 * softplus(2 * lam + math.log(4))))
-
-
-class VE(SDE):
-    """Variance exploding: `alpha = 1`, `sigma = e^{-l}`; `f = 0`, `g^2 = d(sigma^2)/dt`.
-
-    The prior is N(0, sigma_max^2 I).  Song et al. 2021, eq. 9, arXiv:2011.13456.
-    """
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def log_sigma(self, t: Tensor) -> Tensor:
-        return -self.schedule(t)
