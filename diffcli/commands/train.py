@@ -58,7 +58,7 @@ class Parts:
 
 
 def run(cfg) -> int:
-    _prepare(cfg)
+    prepare(cfg)
     parts = build_parts(plain(cfg))
     config = parts.config
     path, resume, done = _resume(config)
@@ -77,7 +77,7 @@ def run(cfg) -> int:
         return fit(parts, trainer, path, resume, folder, logger)
 
 
-def _prepare(cfg) -> None:
+def prepare(cfg) -> None:
     """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
     check_settings(OmegaConf.to_container(cfg, resolve=False), GROUPS)
     with open_dict(cfg):

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from diffcli.commands.build import build, check
-from diffcli.commands.train import build_parts, build_trainer
+from diffcli.commands.train import build_parts, build_trainer, prepare
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
 from diffcli.paths import conf_dir
@@ -22,6 +23,8 @@ NEEDS = {  # what stands as ??? in a yaml
     "data/array": lambda folder: f"data.file={_array(folder)}",
     "data/image_folder": lambda folder: f"data.root={folder}",
 }
+BARE = ("mnist", "data=", "trainer=")  # not prepared: they may need files or devices that are not here
+ALONE = {"sde=one": ["levels=one"], "schedule=none": ["levels=one"]}  # options that go with another group's
 EXACT = ("network=exact", "sde=vp", "data=mixture")
 
 
@@ -31,13 +34,24 @@ def _array(folder: Path) -> Path:
 
 
 def composed(command: str, *overrides: str) -> dict:
-    """The resolved config; a network's shape, where nothing gives it, is the data's."""
+    """The resolved config of a command; of train prepared as it does itself, where the data's files are there."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(command, list(overrides))
-    if cfg.get("network") and cfg.network.get("shape", 0) is None:
+        cfg = compose(command, list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    try:
         with open_dict(cfg):
+            del cfg.hydra
+        bare = any(o.removeprefix("experiment=").startswith(BARE) for o in overrides)
+        if command == "train" and not bare:
+            prepare(cfg)
+        elif command == "train":
             cfg.network.shape = list(build(OmegaConf.to_container(cfg.data, resolve=True), "data").shape)
-    return OmegaConf.to_container(cfg, resolve=True)
+            for group in ("prediction", "loss"):
+                if cfg[group].get("sigma_data") == "auto":
+                    cfg[group].sigma_data = 0.6
+        return OmegaConf.to_container(cfg, resolve=True)
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def build_data(node):
@@ -83,8 +97,12 @@ def test_every_option_builds(path, tmp_path):
         assert isinstance(build(composed("sample", *EXACT)["denoiser"], "network"), Denoiser)
         return
     command = {"likelihood": "nll"}.get(group, "train")
-    config = composed(command, f"{group}={name}", *more)
-    if group in ("experiment", "sweep", "network"):
+    if f"{group}={name}" in ALONE:
+        config = composed(command, *ALONE[f"{group}={name}"])
+        assert config[group].get("_target_") == OmegaConf.load(path).get("_target_")
+    else:
+        config = composed(command, f"{group}={name}", *more)
+    if group in ("experiment", "sweep", "network", "levels", "schedule"):
         assert build_parts(config)
     elif group == "data":
         build_data(config["data"])
@@ -102,14 +120,23 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("schedule", options("schedule"))
-@pytest.mark.parametrize("sde", options("sde"))
-def test_every_sde_takes_every_schedule_and_prediction(sde, schedule):
+def processes() -> list[tuple[str, ...]]:
+    """Every SDE with every schedule that it takes, as words of the command line."""
+    found = []
+    for sde in options("sde"):
+        node = OmegaConf.load(CONF / "sde" / f"{sde}.yaml")
+        schedules = [s for s in options("schedule") if s != "none"] if "schedule" in node else [None]
+        found += [(f"sde={sde}", *([f"schedule={s}"] if s else [])) for s in schedules if sde != "one"]
+    return found
+
+
+@pytest.mark.parametrize("process", processes(), ids="-".join)
+def test_every_process_takes_every_prediction(process):
     for prediction in options("prediction"):
-        words = (f"sde={sde}", f"schedule={schedule}", f"prediction={prediction}", "data=moons", "network.width=8")
-        config = composed("train", *words)
-        chosen = OmegaConf.load(CONF / "schedule" / f"{schedule}.yaml")["_target_"]
-        assert config["denoiser"]["sde"]["schedule"]["_target_"] == chosen  # and not the SDE's usual one
+        config = composed("train", *process, f"prediction={prediction}", "data=moons", "network.width=8")
+        if len(process) > 1:
+            chosen = OmegaConf.load(CONF / "schedule" / f"{process[1].removeprefix('schedule=')}.yaml")["_target_"]
+            assert config["denoiser"]["sde"]["schedule"]["_target_"] == chosen  # and not the SDE's usual one
         denoiser = build(config["denoiser"], "prediction")
         torch.manual_seed(0)
         for p in denoiser.parameters():
@@ -125,9 +152,9 @@ def test_every_sde_takes_every_schedule_and_prediction(sde, schedule):
 
 
 def test_the_users_schedule_wins_wherever_it_stands():
-    usual = {"vp": "Linear", "subvp": "Linear", "ve": "Geometric"}
-    for sde in options("sde"):
-        assert composed("train", f"sde={sde}")["sde"]["schedule"]["_target_"].endswith(usual.get(sde, ""))
+    usual = {"vp": "Linear", "subvp": "Linear", "ve": "Geometric", "flow": "Logit", "edm": "EDM"}
+    for sde in {process[0].removeprefix("sde=") for process in processes() if len(process) > 1}:
+        assert composed("train", f"sde={sde}")["sde"]["schedule"]["_target_"].endswith(f".{usual[sde]}")
         for words in ((f"sde={sde}", "schedule=cosine"), ("schedule=cosine", f"sde={sde}")):
             config = composed("train", *words, "schedule.s=0.01")
             for node in (config["schedule"], config["sde"]["schedule"], config["denoiser"]["sde"]["schedule"]):
