@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -320,10 +321,11 @@ def fit(parts: Parts, trainer, path: Path, resume: Path | None, folder: RunFolde
             logger.log_hyperparams(config)
         items = len(parts.data.split("train"))
         say(f"training {parameters(parts.denoiser):,} parameters on {items:,} items, in {path}")
+    begun = time.process_time()
     with _as_worker_sees(path, resume):
         trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
     if folder is not None:
-        _finish(folder, trainer, module, checkpoints, stop, samples)
+        _finish(folder, trainer, module, checkpoints, stop, samples, time.process_time() - begun)
     return stop.exit_code
 
 
@@ -357,7 +359,7 @@ def _as_worker_sees(path: Path, resume: Path | None):
                 os.environ[name] = value
 
 
-def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int) -> None:
+def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int, cpu_seconds: float) -> None:
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
     seen = module.batches * samples
     results = {
@@ -366,6 +368,7 @@ def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int)
         "val_loss": metrics.get("val_loss"),
         "best_val_loss": checkpoints.best if checkpoints.best < float("inf") else None,
         "samples_per_second": metrics.get("samples_per_second"),
+        "cpu_seconds": round(cpu_seconds, 1),
         "parameters": parameters(module.denoiser),
     }
     status = "stopped" if stop.exit_code else "finished"
