@@ -1,7 +1,7 @@
 """Small float64 helpers shared by schedules, SDEs and samplers."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -22,11 +22,12 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def derivative(fn, t: Tensor) -> Tensor:
-    """d fn / dt of an elementwise function, by automatic differentiation."""
+    """d fn / dt of an elementwise function, by automatic differentiation; differentiable itself where t is."""
+    again = t.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():
-        t = t.detach().requires_grad_()
+        t = t if again else t.detach().requires_grad_()
         y = fn(t)
-        return torch.autograd.grad(y.sum(), t)[0] if y.requires_grad else torch.zeros_like(y)
+        return torch.autograd.grad(y.sum(), t, create_graph=again)[0] if y.requires_grad else torch.zeros_like(y)
 
 
 def match(c: Tensor, x: Tensor) -> Tensor:
@@ -37,3 +38,43 @@ def match(c: Tensor, x: Tensor) -> Tensor:
     if c.ndim == 0:
         return c.to(x.dtype)
     return c.to(x).view(-1, *[1] * (x.ndim - 1))
+
+
+class Constants(nn.Module):
+    """Float64 tensors that a module carries: they move with it, stay float64 under every cast, and are in no state dict."""
+
+    def __init__(self, *tensors: Tensor):
+        super().__init__()
+        self.host = tensors  # times come as CPU scalars in samplers: reading them must not wait for a device
+        for i, tensor in enumerate(tensors):
+            self.register_buffer(f"constant{i}", tensor.double(), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        return super()._apply(lambda a: a.to(fn(a).device), recurse)
+
+    def on(self, device: torch.device) -> tuple[Tensor, ...]:
+        """The tensors on this device."""
+        moved = tuple(self.buffers())
+        return moved if moved[0].device == device else tuple(a.to(device) for a in self.host)
+
+
+def invert(value_and_slope, y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The x in [low, high] at which a decreasing function is y, elementwise, to round-off; the nearer end where there is none.
+
+    `value_and_slope(x)` returns the function and its derivative.  Newton's steps, bisected where one leaves the bracket or
+    does not halve it soon enough.  Press et al. 2007, Numerical Recipes, sec. 9.4.
+    """
+    x, last = 0.5 * (low + high), high - low
+    for _ in range(200):
+        value, slope = value_and_slope(x)
+        above = value > y  # the root lies to the right
+        low, high = torch.where(above, x, low), torch.where(above, high, x)
+        newton = x + (y - value) / slope
+        fits = (newton >= low) & (newton <= high) & ((newton - x).abs() <= 0.5 * last)
+        new = torch.where(fits, newton, 0.5 * (low + high))
+        done = (value - y).abs() <= 2e-16 * (1 + y.abs())  # the function itself is no more exact than that
+        new = torch.where(done, x, new)
+        last, x = (new - x).abs(), new
+        if bool((last <= 2e-16 * x.abs()).all()):
+            break
+    return x
