@@ -24,10 +24,19 @@ class Grid(ABC):
     def place(self, sde: SDE, first: Tensor, last: Tensor, u: Tensor) -> Tensor:
         """The times at the fractions u in [0, 1] of the way from first to last."""
 
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
-        require(steps >= 1, f"steps must be at least 1, got {steps}")
+    def steps(self, sde: SDE) -> int | None:
+        """How many steps it has of its own, None if it takes any number."""
+        return None
+
+    def ends(self, sde: SDE) -> Tensor:
+        """The first and last time."""
         ends = torch.tensor([sde.t_max, max(sde.t_min, self.t_min)], dtype=torch.float64)
         require(bool(ends[1] < ends[0]), f"t_min must lie below t_max = {sde.t_max}, got {self.t_min}")
+        return ends
+
+    def __call__(self, sde: SDE, steps: int) -> Tensor:
+        require(steps >= 1, f"steps must be at least 1, got {steps}")
+        ends = self.ends(sde)
         times = self.place(sde, ends[0], ends[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64))
         times[0], times[-1] = ends  # free of the round-off of time(lam(t))
         require(bool((times.diff() < 0).all()), f"{steps} steps are too many: two times coincide in float64")
@@ -60,3 +69,34 @@ class Karras(Grid):
     def place(self, sde, first, last, u):
         first, last = torch.exp(-sde.lam(first) / self.rho), torch.exp(-sde.lam(last) / self.rho)
         return sde.time(-self.rho * torch.log(first + (last - first) * u))
+
+
+class Levels(Grid):
+    """The training levels of a discrete chain, from the largest to the smallest, each as it is; fewer steps take an even subset.
+
+    Raises ValueError on an SDE without levels, and where more steps than they make are wanted.
+    """
+
+    def __init__(self, t_min: float = 0.0):
+        super().__init__(t_min)
+
+    def steps(self, sde):
+        return len(self._times(sde)) - 1
+
+    def place(self, sde, first, last, u):
+        times = self._times(sde)
+        most = len(times) - 1
+        require(len(u) - 1 <= most, f"there are {most + 1} levels, so at most {most} steps, got {len(u) - 1}")
+        return times[torch.round(u * most).long()]
+
+    def ends(self, sde):
+        return self._times(sde)[[0, -1]]
+
+    def _times(self, sde: SDE) -> Tensor:
+        """The levels within the sde's range and above t_min, decreasing."""
+        fits = "grid=levels needs a schedule with levels, schedule=ddpm or schedule=ncsn, or take grid=uniform_lam"
+        require(sde.times is not None, fits)
+        times = sde.times.cpu().flip(0)
+        times = times[(times >= max(sde.t_min, self.t_min)) & (times <= sde.t_max)]
+        require(len(times) >= 2, f"fewer than two levels lie above t_min = {max(sde.t_min, self.t_min)}")
+        return times

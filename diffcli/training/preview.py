@@ -84,7 +84,7 @@ class Preview(L.Callback):
             t = torch.tensor(u * sde.t_max, dtype=torch.float64)
             noise = ItemNoise(self.seed, range(1), x0.shape[1:], x0.dtype, module.device)
             xt = sde.perturb(x0, t, noise(f"denoise {i}"))
-            times = self.grid(sde, 4 * self.steps)
+            times = self.grid(sde, min(4 * self.steps, self.grid.steps(sde) or 4 * self.steps))
             times = torch.cat([t[None], times[times < t]])
             end = sample(module.denoiser, self.sampler, xt, times, noise).x
             for row, x in zip(
