@@ -126,6 +126,8 @@ def _measure(cfg, data: Data) -> None:
         for name in MEASURES.keys() & (node.keys() if isinstance(node, DictConfig) else ()):
             if OmegaConf.is_interpolation(node, name) or node[name] != "auto":
                 continue
+            if node.get("weight", "edm") != "edm":  # no other weight of a loss needs it: spare the reading of all items
+                continue
             node[name] = MEASURES[name](training_set(data).items())
             say(f"{group}.{name} = {node[name]:.4g}, measured on the training items")
 
