@@ -19,7 +19,7 @@ LAYERS = {
     "_worker": 5, "__main__": 5,
     "cli": 4,
     "commands": 3,
-    "checkpoint": 2, "training": 2, "data": 2, "metrics": 2, "sampling": 2, "randomness": 2,
+    "checkpoint": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "randomness": 2, "explain": 2,
     "diffusion": 1, "networks": 1,
     "advice": 0, "help": 0, "paths": 0, "errors": 0, "__init__": 0,
 }  # fmt: skip
@@ -31,9 +31,11 @@ LIBRARIES = {  # library -> parts or modules that may import it; those that are 
     "wandb": set(),  # through lightning's logger
     "sklearn": {"data"},
     "torchvision": {"data"},
-    "matplotlib": {"data"},
+    "safetensors": {"interchange"},
+    "diffusers": {"networks.diffusers_unet"},
+    "matplotlib": {"data", "explain"},
 }
-LATE = {"torchvision", "matplotlib", "wandb", "sklearn", "PIL", "tensorboard"}  # inside functions only
+LATE = {"torchvision", "matplotlib", "wandb", "sklearn", "PIL", "tensorboard", "diffusers"}  # inside functions only
 
 
 def sources():
@@ -84,7 +86,7 @@ def violations(modules):
                 found.append(f"{module} imports {name}")
             if library in LATE and not late:
                 found.append(f"{module} imports {name} when it is itself imported")
-            allowed = {"torch", "diffcli"} if part in ("diffusion", "networks") else None
+            allowed = {"torch", "diffcli", "diffusers"} if part in ("diffusion", "networks") else None
             if part in ("cli", "errors", "help", "advice", "paths", "__init__") and not late:
                 allowed = {"diffcli"}
             if allowed is not None and library not in allowed | sys.stdlib_module_names:
@@ -120,6 +122,9 @@ def test_imports_point_downwards():
         ("diffusion.sde", "from diffcli.data.base import Data"),
         ("diffusion.sde", "from diffcli.advice import nearest"),
         ("networks.mlp", "import numpy as np"),
+        ("networks.mlp", "def f():\n    import diffusers"),
+        ("networks.diffusers_unet", "import diffusers"),
+        ("data.base", "import safetensors"),
         ("networks.mlp", "from diffcli.training.ema import EMA"),
         ("data.base", "from diffcli.commands.common import plain"),
         ("data.base", "import torchvision"),

@@ -1,6 +1,7 @@
 """A residual multi-layer perceptron for points and vectors."""
 
 import math
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -22,10 +23,10 @@ class Residual(nn.Module):
 
 
 class MLP(nn.Module):
-    """(x (B, *shape), c_noise (B,), label (B,) or None) -> (B, *shape): `blocks` residual blocks of `width` units.
+    """(x (B, *shape), c_noise (B,), label (B,), vector (B, k)) -> (B, *shape): `blocks` residual blocks of `width` units.
 
     shape is the data's and may be any: it is flattened.  outputs: how many tensors of that shape, along its first dimension.
-    Raises ValueError unless width >= 2 is even and blocks >= 1.
+    classes, vector, embedding, fourier_scale: see `Condition`.  Raises ValueError unless width >= 2 is even and blocks >= 1.
     """
 
     def __init__(
@@ -36,6 +37,9 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         outputs: int = 1,
+        vector: int = 0,
+        embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
+        fourier_scale: float = 0.016,
     ):
         super().__init__()
         if width < 2 or width % 2:
@@ -44,16 +48,18 @@ class MLP(nn.Module):
             raise ValueError(f"blocks must be at least 1, got {blocks}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if outputs < 1:
+            raise ValueError(f"outputs must be at least 1, got {outputs}")
         d = math.prod(shape)
-        self.condition = Condition(width, classes)
+        self.condition = Condition(width, classes, vector, embedding, fourier_scale)
         self.first = nn.Linear(d, width)
         self.blocks = nn.ModuleList(Residual(width, dropout) for _ in range(blocks))
         # no norm here: the output can grow with the input, as noise far out needs
         self.last = nn.Sequential(nn.SiLU(), zeroed(nn.Linear(width, outputs * d)))
         self.shape = (outputs * shape[0], *shape[1:])
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        c = self.condition(c_noise, label)
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+        c = self.condition(c_noise, label, vector)
         h = self.first(x.flatten(1))
         for block in self.blocks:
             h = block(h, c)

@@ -1,6 +1,7 @@
 """The U-Net of DDPM++ and ADM: residual blocks with group norm, attention at chosen resolutions."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +36,9 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A residual block `x + conv(silu(norm(conv(silu(norm(x)))) scaled and shifted by the condition))`, and attention after it."""
 
-    def __init__(self, c_in: int, c_out: int, emb: int, dropout: float, heads: int):
+    def __init__(self, c_in: int, c_out: int, emb: int, dropout: float, heads: int, *resize: nn.Module):
         super().__init__()
-        self.first = nn.Sequential(norm(c_in), nn.SiLU(), nn.Conv2d(c_in, c_out, 3, padding=1))
+        self.first = nn.Sequential(norm(c_in), nn.SiLU(), *resize, nn.Conv2d(c_in, c_out, 3, padding=1))
         self.condition = nn.Linear(emb, 2 * c_out)
         self.norm = norm(c_out)
         self.last = nn.Sequential(nn.SiLU(), nn.Dropout(dropout), zeroed(nn.Conv2d(c_out, c_out, 3, padding=1)))
@@ -50,12 +51,25 @@ class Block(nn.Module):
         return self.attention(self.skip(x) + self.last(h))
 
 
+class ResampleBlock(Block):
+    """A residual block that halves or doubles the resolution of both its branches, by 2x2 means or copies, without attention.
+
+    Brock et al. 2019, app. B, arXiv:1809.11096; Dhariwal & Nichol 2021, sec. 3, arXiv:2105.05233.
+    """
+
+    def __init__(self, channels: int, emb: int, dropout: float, up: bool):
+        resize = nn.Upsample(scale_factor=2) if up else nn.AvgPool2d(2)
+        super().__init__(channels, channels, emb, dropout, 0, resize)
+        self.skip = resize
+
+
 class UNet(nn.Module):
-    """(x (B, C, H, W), c_noise (B,), label (B,) or None) -> (B, C, H, W).
+    """(x (B, C, H, W), c_noise (B,), label (B,), vector (B, k)) -> (B, C, H, W).
 
     shape: (C, H, W) of the data, H and W divisible by 2^(levels - 1), levels = len(multipliers).  channels times a level's
     multiplier are its channels; blocks residual blocks a level; attention: the resolutions (heights) with self-attention,
-    by default the lowest.  outputs: how many images, along the channels.
+    by default the lowest.  resample: between levels a strided convolution (conv, DDPM's) or a residual block (block, BigGAN's).
+    outputs: how many images, along the channels.  classes, vector, embedding, fourier_scale: see `Condition`.
     Raises ValueError for a shape or a value that does not fit.
     Ho et al. 2020, app. B, arXiv:2006.11239; Dhariwal & Nichol 2021, sec. 3, arXiv:2105.05233.
     """
@@ -71,6 +85,10 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         outputs: int = 1,
+        vector: int = 0,
+        embedding: Literal["sinusoidal", "fourier"] = "sinusoidal",
+        fourier_scale: float = 0.016,
+        resample: Literal["conv", "block"] = "conv",
     ):
         super().__init__()
         if len(shape) != 3:
@@ -84,7 +102,7 @@ class UNet(nn.Module):
                 f"{len(multipliers)} levels need a height and width divisible by {depth}, the data has {height}x{width}"
                 " (fewer multipliers, or another data.size, would fit)"
             )
-        for name, value in dict(channels=channels, blocks=blocks, head_channels=head_channels).items():
+        for name, value in dict(channels=channels, blocks=blocks, head_channels=head_channels, outputs=outputs).items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if channels % 2 or min(multipliers) < 1:
@@ -93,18 +111,34 @@ class UNet(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
+        if resample not in ("conv", "block"):
+            raise ValueError(f"resample must be conv or block, got {resample!r}")
         heights = [height // 2**level for level in range(len(multipliers))]
         attention = heights[-1:] if attention is None else attention
         if unused := [r for r in attention if r not in heights]:
             raise ValueError(f"attention at {unused[0]} never happens: the levels have the resolutions {heights}")
         emb = 4 * channels
-        self.condition = Condition(emb, classes)
+        self.condition = Condition(emb, classes, vector, embedding, fourier_scale)
 
         def block(c_in, c_out, level):
             heads = max(1, c_out // head_channels) if height // 2**level in attention else 0
             if heads and c_out % heads:
                 raise ValueError(f"head_channels = {head_channels} does not divide {c_out} channels evenly")
             return Block(c_in, c_out, emb, dropout, heads)
+
+        def down(c):
+            return (
+                ResampleBlock(c, emb, dropout, up=False)
+                if resample == "block"
+                else nn.Conv2d(c, c, 3, stride=2, padding=1)
+            )
+
+        def up(c):
+            return (
+                ResampleBlock(c, emb, dropout, up=True)
+                if resample == "block"
+                else nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1))
+            )
 
         self.first = nn.Conv2d(image, channels, 3, padding=1)
         widths = [channels * m for m in multipliers]
@@ -116,7 +150,7 @@ class UNet(nn.Module):
                 c = c_out
                 skips.append(c)
             if level < last:
-                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                self.down.append(down(c))
                 skips.append(c)
         self.middle = nn.ModuleList([block(c, c, last), block(c, c, last)])
         self.up = nn.ModuleList()
@@ -125,11 +159,11 @@ class UNet(nn.Module):
                 self.up.append(block(c + skips.pop(), c_out, level))
                 c = c_out
             if level > 0:
-                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
+                self.up.append(up(c))
         self.last = nn.Sequential(norm(c), nn.SiLU(), zeroed(nn.Conv2d(c, outputs * image, 3, padding=1)))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
-        c = self.condition(c_noise, label)
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
+        c = self.condition(c_noise, label, vector)
         h = self.first(x)
         skips = [h]
         for layer in self.down:
@@ -138,5 +172,8 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, c)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), c) if isinstance(layer, Block) else layer(h)
+            if isinstance(layer, ResampleBlock):
+                h = layer(h, c)
+            else:
+                h = layer(torch.cat([h, skips.pop()], dim=1), c) if isinstance(layer, Block) else layer(h)
         return self.last(h)
