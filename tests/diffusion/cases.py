@@ -7,26 +7,78 @@ from torch import Tensor, nn
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.exact import Exact, GaussianMixture
 from diffcli.diffusion.prediction import X0, Eps, Score, V, Velocity
-from diffcli.diffusion.schedule import Cosine, Geometric, Linear, Logit
-from diffcli.diffusion.sde import SDE, VE, VP, Flow, SubVP
+from diffcli.diffusion.schedule import (
+    DDPM,
+    EDM,
+    NCSN,
+    Constant,
+    Cosine,
+    Geometric,
+    Linear,
+    Logit,
+    Quadratic,
+    Sigmoid,
+)
+from diffcli.diffusion.sde import OU, SDE, VE, VP, Drift, Flow, Path, SubVP
 
 # a new class is tested from the day it is listed here
-SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "flow": Flow}
-SCHEDULES = {"linear": Linear, "cosine": Cosine, "geometric": Geometric, "logit": Logit}
+SDES = {"vp": VP, "subvp": SubVP, "ve": VE, "flow": Flow}  # that follow a schedule
+SCHEDULES = {
+    "linear": Linear,
+    "cosine": Cosine,
+    "geometric": Geometric,
+    "logit": Logit,
+    "constant": Constant,
+    "quadratic": Quadratic,
+    "sigmoid": Sigmoid,
+    "edm": EDM,
+    "ddpm": DDPM,
+    "ncsn": NCSN,
+}
+OWN = {  # with a clock of their own: t_min -> SDE
+    "ou": lambda t_min=None: OU(t_min=t_min),
+    "path": lambda t_min=None: Path("cos(pi/2*t)", "sin(pi/2*t)", t_min),
+    "drift": lambda t_min=None: Drift("-1 - 8*t", "1 + 2*t", 0.0, t_min),
+}
 PREDICTIONS = {"eps": Eps, "x0": X0, "v": V, "score": Score, "velocity": Velocity}
 
 
-def build(sde: str, schedule: str, t_min: float | None = None) -> SDE:
-    return SDES[sde](SCHEDULES[schedule](), t_min)
+def build(sde: str, schedule: str | None = None, t_min: float | None = None) -> SDE:
+    return OWN[sde](t_min) if schedule is None else SDES[sde](SCHEDULES[schedule](), t_min)
 
 
-PATHS = [(s, c) for s in SDES for c in SCHEDULES]
-every_path = pytest.mark.parametrize("sde", [pytest.param(build(*p), id="-".join(p)) for p in PATHS])
+def paths(pairs, t_min: float | None = None):
+    """Parametrises a test over SDEs, each built once."""
+    return pytest.mark.parametrize("sde", [pytest.param(build(*p, t_min=t_min), id="-".join(p)) for p in pairs])
+
+
+# every SDE and every schedule is met; what is quick goes over ALL
+PATHS = [
+    ("vp", "linear"),
+    ("vp", "cosine"),
+    ("vp", "quadratic"),
+    ("vp", "ddpm"),
+    ("subvp", "linear"),
+    ("subvp", "constant"),
+    ("subvp", "geometric"),
+    ("vp", "logit"),
+    ("ve", "geometric"),
+    ("ve", "edm"),
+    ("ve", "cosine"),
+    ("ve", "ncsn"),
+    ("flow", "logit"),
+    ("flow", "sigmoid"),
+    ("flow", "edm"),
+    ("ou",),
+    ("path",),
+    ("drift",),
+]
+ALL = [(s, c) for s in SDES for c in SCHEDULES] + [(s,) for s in OWN]
+every_path, all_paths = paths(PATHS), paths(ALL)
 every_schedule = pytest.mark.parametrize("schedule", [pytest.param(c(), id=n) for n, c in SCHEDULES.items()])
 usual = [("vp", "linear"), ("ve", "geometric")]
-usual_paths = pytest.mark.parametrize("sde", [pytest.param(build(*p), id="-".join(p)) for p in usual])
-# of the same laws, from a later time: fewer evaluations
-short_paths = pytest.mark.parametrize("sde", [pytest.param(build(*p, t_min=0.02), id="-".join(p)) for p in usual])
+usual_paths = paths(usual)
+short_paths = paths(usual, t_min=0.02)  # of the same laws, from a later time: fewer evaluations
 
 
 def f64(*values) -> Tensor:

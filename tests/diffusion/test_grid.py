@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from cases import build, every_path, f64
+from cases import all_paths, build, every_path, f64
 
-from diffcli.diffusion.grid import Karras, UniformLam, UniformT
+from diffcli.diffusion.grid import Karras, Levels, UniformLam, UniformT
+from diffcli.diffusion.schedule import DDPM, NCSN
+from diffcli.diffusion.sde import VE, VP
 
 GRIDS = [UniformT, UniformLam, Karras]
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 
 
 @every_grid
-@every_path
+@all_paths
 def test_ends_are_exact_and_times_fall(sde, grid):
     for steps in (1, 2, 37, 500):
         times = grid()(sde, steps)
@@ -73,3 +75,49 @@ def test_refuses_steps_that_float64_cannot_tell_apart():
     assert f64(sde.t_min).item() < 1
     with pytest.raises(ValueError, match="too many"):
         UniformT()(sde, 1000)
+
+
+# the training levels
+
+
+def test_levels_are_the_training_levels_from_the_largest():
+    for sde, n in ((VP(DDPM(1000)), 1000), (VE(NCSN(10)), 10), (VE(DDPM(60)), 60)):
+        assert Levels().steps(sde) == n - 1
+        assert torch.equal(Levels()(sde, n - 1), sde.times.flip(0))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 50, 998])
+def test_fewer_steps_take_an_even_subset_with_both_ends(steps):
+    sde = VP(DDPM(1000))
+    times = Levels()(sde, steps)
+    index = torch.round(times * 1000)
+    assert torch.equal(index / 1000, times)  # levels, each as it is
+    assert times.shape == (steps + 1,) and (times[0], times[-1]) == (1.0, 0.001)
+    gaps = -index.diff()
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_levels_below_t_min_are_left_out():
+    sde = VP(DDPM(100))
+    assert Levels(t_min=0.1)(sde, 90)[-1].item() == 0.1
+    assert Levels(t_min=0.1).steps(sde) == 90
+    assert Levels(t_min=0.105).steps(sde) == 89
+    assert Levels().steps(VP(DDPM(100), t_min=0.5)) == 50
+
+
+@every_grid
+def test_a_grid_that_takes_any_number_has_none_of_its_own(grid):
+    assert grid().steps(VP(DDPM(100))) is None
+
+
+def test_levels_refuse():
+    with pytest.raises(ValueError, match="grid=levels needs a schedule with levels, schedule=ddpm or schedule=ncsn"):
+        Levels()(build("vp", "linear"), 5)
+    with pytest.raises(ValueError, match="grid=levels needs a schedule with levels"):
+        Levels().steps(build("ou"))
+    with pytest.raises(ValueError, match="there are 10 levels, so at most 9 steps, got 10"):
+        Levels()(VE(NCSN(10)), 10)
+    with pytest.raises(ValueError, match="fewer than two levels lie above t_min = 0.95"):
+        Levels(0.95).steps(VE(NCSN(10)))
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        Levels()(VE(NCSN(10)), 0)

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from cases import build, every_path, every_schedule, f64, normal, times_of
+from cases import all_paths, build, every_path, every_schedule, f64, normal, times_of
 from scipy.integrate import quad
 
 from diffcli.diffusion.schedule import Geometric, Linear
-from diffcli.diffusion.sde import VE, VP, SubVP
+from diffcli.diffusion.sde import OU, VE, VP, Flow, SubVP
 
 
 def relative(a, b):
@@ -69,7 +69,8 @@ def test_ve_geometric_gives_the_published_coefficients():
 @every_path
 def test_alpha_and_sigma_solve_the_sde_of_f_and_g2(sde):
     """alpha = alpha(s) exp(int f) and sigma^2/alpha^2 = its value at s + int g^2/alpha^2."""
-    s, t = 0.1, 0.7
+    # a table's f and g jump at its levels: between two of them
+    s, t = (0.1, 0.7) if sde.times is None else sde.times[[-2, -1]].tolist()
 
     def at(fn, time):
         return fn(f64(time)).item()
@@ -92,7 +93,7 @@ def test_what_a_schedule_means_on_each_sde(schedule):
     assert relative(ve.alpha(t), torch.ones_like(t)) < 1e-12 and relative(ve.sigma(t), (-schedule(t)).exp()) < 1e-12
 
 
-@every_path
+@all_paths
 def test_time_inverts_lam_which_falls(sde):
     t = times_of(sde, 201)
     lam = sde.lam(t)
@@ -108,9 +109,9 @@ def test_inverse_inverts_the_schedule(schedule):
     assert torch.allclose(schedule.inverse(schedule(t)), t, rtol=1e-10, atol=1e-14)
 
 
-@every_path
+@all_paths
 def test_dlam_and_dlog_sigma_are_derivatives(sde):
-    t = torch.linspace(0.05, 0.9, 18, dtype=torch.float64)
+    t = torch.linspace(0.05, 0.9, 18, dtype=torch.float64) + 4e-4  # not at the levels of a table
     h = 1e-5
 
     def slope(fn):
@@ -133,7 +134,7 @@ def test_coefficients_are_right_where_the_schedule_is_exactly_zero(cls):
         assert fn(t).item() == pytest.approx(fn(beside).mean().item(), rel=1e-6), fn.__name__
 
 
-@every_path
+@all_paths
 def test_coefficients_take_an_expanded_time(sde):
     """One time for the whole batch, as `t.expand(B)`, is a tensor like any other."""
     t = f64(0.3)
@@ -141,7 +142,7 @@ def test_coefficients_take_an_expanded_time(sde):
         assert torch.equal(fn(t.expand(4)), fn(t).repeat(4)), fn.__name__
 
 
-@every_path
+@all_paths
 def test_transition_is_that_of_the_path(sde):
     """It carries the marginal at s to that at t: its variance is sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2."""
     s, t = f64(0.05, 0.2, 0.5), f64(0.3, 0.9, 0.99)
@@ -150,7 +151,7 @@ def test_transition_is_that_of_the_path(sde):
     assert relative(ratio**2 * sde.sigma(s) ** 2 + std**2, sde.sigma(t) ** 2) < 1e-12
 
 
-@every_path
+@all_paths
 def test_transitions_compose(sde):
     """Chapman-Kolmogorov."""
     s, u, t = f64(0.01, 0.1, 0.3, 0.5), f64(0.02, 0.4, 0.31, 0.8), f64(0.5, 0.6, 0.9, 0.99)
@@ -161,7 +162,7 @@ def test_transitions_compose(sde):
     assert relative(r_ut**2 * std_su**2 + std_ut**2, std**2) < 1e-12
 
 
-@every_path
+@all_paths
 def test_a_short_transition_is_a_step_of_the_sde(sde):
     t, h = f64(0.1, 0.4, 0.8), 1e-7
     ratio, std = sde.transition(t, t + h)
@@ -170,7 +171,7 @@ def test_a_short_transition_is_a_step_of_the_sde(sde):
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4)], ids=str)
-@every_path
+@all_paths
 def test_perturb(sde, shape):
     x0, eps = normal(0, 5, *shape), normal(1, 5, *shape)
     t = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
@@ -182,10 +183,11 @@ def test_perturb(sde, shape):
     assert sde.perturb(x0.float(), t, eps.float()).dtype == torch.float32
 
 
-@every_path
+@all_paths
 def test_prior(sde):
-    """N(0, I), or N(0, sigma_max^2 I) for VE; the log-density is that of what is drawn."""
-    std = 1.0 if not isinstance(sde, VE) else sde.sigma(f64(sde.t_max)).item()
+    """N(0, I), or N(0, sigma_max^2 I) for VE and what has no name; the log-density is that of what is drawn."""
+    std = 1.0 if isinstance(sde, (VP, SubVP, Flow)) else sde.sigma(f64(sde.t_max)).item()
+    std = 1.0 if isinstance(sde, OU) else std  # s^2/(2 theta)
     z = normal(0, 6, 3, 2)
     x = sde.sample_prior(z)
     assert torch.allclose(x, std * z, rtol=1e-12)

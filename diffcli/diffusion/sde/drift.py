@@ -116,8 +116,9 @@ class Drift(Solved):
         width = (b - a)[..., None]
         u = a[..., None] + width * x
         f = self.own_f(u)
-        inner = width * (f @ matrix.T)
-        return (width * f) @ w, (width * self.g2(u) * torch.exp(-2 * inner)) @ w
+        # sums, not matrix products, whose last bit depends on how many times are asked for at once
+        inner = width * (f[..., None, :] * matrix).sum(-1)
+        return width[..., 0] * (f * w).sum(-1), width[..., 0] * (self.g2(u) * torch.exp(-2 * inner) * w).sum(-1)
 
     def _halve(self, edges: Tensor) -> Tensor:
         """The edges with every panel halved until its integrals agree with those of its halves."""

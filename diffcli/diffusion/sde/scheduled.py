@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.numeric import log_sigmoid, softplus
+from diffcli.diffusion.numeric import log_sigmoid, require, softplus
 from diffcli.diffusion.schedule import Schedule
 from diffcli.diffusion.sde.base import SDE
 
@@ -20,7 +20,11 @@ class Scheduled(SDE):
         super().__init__()
         self.schedule = schedule
         self.times = schedule.times
-        self._set_range(schedule.t_min if t_min is None else t_min, schedule.t_max)
+        t_min = schedule.t_min if t_min is None else t_min
+        if self.times is not None:
+            first = self.times[0].item()
+            require(t_min >= first, f"t_min = {t_min} lies before the first level, at t = {first:g}")
+        self._set_range(t_min, schedule.t_max)
 
     def schedule_value(self, lam: Tensor) -> Tensor:
         """The schedule's l at which this path has half log-SNR lam; the two are the same unless a path says otherwise."""
