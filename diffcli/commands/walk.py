@@ -34,6 +34,10 @@ def plan_walk(config: dict, model: Model) -> Walk:
     steps = _steps(config, sampler, last)
     check_prior(model.denoiser.sde)
     try:
+        sampler.setup(model.denoiser)
+    except ValueError as error:
+        raise UsageError(f"sampler: {error}") from error
+    try:
         return Walk(sampler, grid(model.denoiser.sde, steps), last)
     except ValueError as error:
         raise UsageError(f"grid: {error}") from error

@@ -18,6 +18,7 @@ class Denoiser(nn.Module):
     """
 
     double_backward: bool = False  # whether its parts differentiate a network: training then does so twice
+    outputs: int = 1  # 2 where it also knows the variance of a reverse step, see `moments`
 
     def __init__(self, sde: SDE):
         super().__init__()
@@ -46,6 +47,21 @@ class Denoiser(nn.Module):
         x0, eps = self.read(xt, t, [(torch.zeros_like(t), torch.ones_like(t)), self._eps(t)], **cond)
         return x0, eps
 
+    def moments(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+        """x0_hat, eps and v in [0, 1] from one evaluation, of a denoiser with two outputs.
+
+        v (B, *S) says where the log-variance of a reverse step lies between the small and the large one of
+        `variance.log_variances`.  Nichol & Dhariwal 2021, eq. 15, arXiv:2102.09672.
+        """
+        self.rows += xt.shape[0]
+        *parts, v = self._variance_parts(xt, t, **cond)
+        x0, eps = self._combine(xt, *parts, [(torch.zeros_like(t), torch.ones_like(t)), self._eps(t)])
+        return x0, eps, v
+
+    def _variance_parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`parts`, and v."""
+        raise NotImplementedError(f"{type(self).__name__} has no learned variance")
+
     def score(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
         """`grad log p_t(xt) = -eps / sigma` (Tweedie)."""
         p, q = self._eps(t)
@@ -67,7 +83,10 @@ class Denoiser(nn.Module):
 
     def read(self, xt: Tensor, t: Tensor, readings, **cond) -> list[Tensor]:
         """The linear readings `p xt + q x0_hat = (p + q c_skip) xt + (q c_out) F`, one evaluation for all pairs (p, q)."""
-        c_skip, c_out, out = self.evaluate(xt, t, **cond)
+        return self._combine(xt, *self.evaluate(xt, t, **cond), readings)
+
+    @staticmethod
+    def _combine(xt: Tensor, c_skip: Tensor, c_out: Tensor, out: Tensor, readings) -> list[Tensor]:
         return [match(p + q * c_skip, xt) * xt + match(q * c_out, xt) * out for p, q in readings]
 
     def _eps(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,16 @@ from diffcli.diffusion.sde import SDE
 class Prediction(Denoiser):
     """`x0_hat = c_skip xt + c_out F(c_in xt, c_noise)`.
 
-    The network maps `(x (B, *S), c_noise (B,), **cond)` to (B, *S).  `c_in = 1 / sqrt(alpha^2 + sigma^2)` gives it inputs
-    of unit variance for data of unit variance (it is 1 for VP); `c_noise = 1000 t`.  Karras et al. 2022, eq. 7, arXiv:2206.00364.
+    The network maps `(x (B, *S), c_noise (B,), **cond)` to `outputs` tensors (B, *S) along the first event dimension, of which
+    F is the first and `moments` reads the second.  `c_in = 1 / sqrt(alpha^2 + sigma^2)` gives it inputs of unit variance for
+    data of unit variance (it is 1 for VP); `c_noise = 1000 t`.  Raises ValueError unless outputs is 1 or 2.
+    Karras et al. 2022, eq. 7, arXiv:2206.00364.
     """
 
-    def __init__(self, sde: SDE, network: nn.Module):
+    def __init__(self, sde: SDE, network: nn.Module, outputs: int = 1):
         super().__init__(sde)
-        self.network = network
+        require(outputs in (1, 2), f"outputs must be 1, or 2 for a learned variance, got {outputs}")
+        self.network, self.outputs = network, outputs
 
     @abstractmethod
     def skip_and_out(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,10 +36,23 @@ class Prediction(Denoiser):
         return 1000 * t
 
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+        return *self.skip_and_out(t), self._call(xt, t, **cond)[0]
+
+    def _variance_parts(self, xt, t, **cond):
+        out, second = self._call(xt, t, **cond)
+        return *self.skip_and_out(t), out, torch.sigmoid(second)
+
+    def _call(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, ...]:
+        """The network's outputs, each of xt's shape and dtype."""
         weight = next(self.network.parameters(), xt)
         x = (match(self.c_in(t), xt) * xt).to(weight.dtype)
         out = self.network(x, self.c_noise(t).to(x).expand(xt.shape[0]), **cond)
-        return *self.skip_and_out(t), out.to(xt.dtype)
+        if self.outputs > 1:  # half of one output would broadcast in silence
+            require(
+                out.shape[1] == self.outputs * xt.shape[1],
+                f"prediction.outputs={self.outputs} needs a network with as many, its output has shape {tuple(out.shape)}",
+            )
+        return out.to(xt.dtype).chunk(self.outputs, dim=1)
 
 
 class Eps(Prediction):
@@ -91,8 +107,8 @@ class EDM(Prediction):
     Karras et al. 2022, table 1, arXiv:2206.00364.
     """
 
-    def __init__(self, sde: SDE, network: nn.Module, sigma_data: float | Literal["auto"] = 0.5):
-        super().__init__(sde, network)
+    def __init__(self, sde: SDE, network: nn.Module, sigma_data: float | Literal["auto"] = 0.5, outputs: int = 1):
+        super().__init__(sde, network, outputs)
         require(sigma_data != "auto", "sigma_data=auto needs data to measure it on: give a number")
         require(sigma_data > 0, f"sigma_data must be above 0, got {sigma_data}")
         self.sigma_data = float(sigma_data)

@@ -44,6 +44,9 @@ class Sampler(ABC):
     order: ClassVar[int]
     evaluations: ClassVar[int | None]
 
+    def setup(self, denoiser: Denoiser) -> None:  # noqa: B027 - most have nothing to check
+        """Called once, before any work.  Raises ValueError where the sampler does not go with the model."""
+
     @abstractmethod
     def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise, callback) -> Samples:
         """The whole walk; callback(i, x) is called with x at times[i] for i = 1 ... steps."""
