@@ -98,6 +98,7 @@ def prepare(cfg) -> None:
         data.split(split)  # a missing file is found before anything is made
     _check_clock(cfg)
     _measure(cfg, data)
+    _match_outputs(cfg)
     if "shape" in cfg.network:
         shape = list(data.shape)
         if cfg.network.shape is not None and list(cfg.network.shape) != shape:
@@ -132,6 +133,26 @@ def _measure(cfg, data: Data) -> None:
             say(f"{group}.{name} = {node[name]:.4g}, measured on the training items")
 
 
+def _match_outputs(cfg) -> None:
+    """Give the network as many outputs as the prediction reads, and no second one that nothing would train."""
+    wanted, known = cfg.prediction.get("outputs", 1), "outputs" in cfg.network
+    learned = cfg.loss.get("variance") == "learned"
+    if wanted == 2 and not learned:
+        raise UsageError(
+            "prediction.outputs=2 adds a variance that this loss does not train", "loss=vlb loss.variance=learned"
+        )
+    if learned and wanted != 2:
+        raise UsageError("loss.variance=learned needs a model with two outputs", "prediction.outputs=2")
+    if wanted == 2 and not known:
+        raise UsageError("prediction.outputs=2: this network has one output", "network=mlp|unet")
+    if known and cfg.network.outputs == 1:
+        cfg.network.outputs = wanted
+    if known and cfg.network.outputs != wanted:
+        raise UsageError(
+            f"network.outputs={cfg.network.outputs} is not what the prediction reads, {wanted}", "leave it out"
+        )
+
+
 def _check_devices(trainer) -> None:
     """Refuse more processes on this machine than it has GPUs or cores: they would only wait for memory and each other."""
     gpus = torch.cuda.device_count() if trainer.accelerator in ("gpu", "cuda", "auto") else 0
@@ -156,6 +177,10 @@ def build_parts(config: dict) -> Parts:
     if denoiser.sde.is_process:
         check_prior(denoiser.sde)
     _fit_together(config, denoiser, loss, data)
+    try:
+        sampler.setup(denoiser)
+    except ValueError as error:
+        raise UsageError(f"sampler: {error}") from error
     if config["preview"]["every"] and denoiser.sde.is_process:
         try:
             grid(denoiser.sde, config["preview"]["steps"])

@@ -1,4 +1,6 @@
 from diffcli.diffusion.loss.base import Loss, TrainingSet
+from diffcli.diffusion.loss.ddpm_simple import DDPMSimple
 from diffcli.diffusion.loss.dsm import DSM
+from diffcli.diffusion.loss.vlb import VLB
 
-__all__ = ["DSM", "Loss", "TrainingSet"]
+__all__ = ["DSM", "VLB", "DDPMSimple", "Loss", "TrainingSet"]
