@@ -16,19 +16,17 @@ def largest_distance(x: Tensor) -> float:
     """
     step = max(1, -(-len(x) // MOST))
     x = x[::step].flatten(1).double()
+    if bool((x == x[0]).all()):
+        raise UsageError("the data items are all the same, so sigma_max=auto has nothing to measure")
     x = x - x.mean(0)  # the expansion of the square then cancels least
-    found = max(torch.cdist(chunk, x).max().item() for chunk in x.split(CHUNK))
-    if not found > 0:
-        raise UsageError("the largest distance between data items is 0, so sigma_max=auto has nothing to measure")
-    return found
+    return max(torch.cdist(chunk, x).max().item() for chunk in x.split(CHUNK))
 
 
 def standard_deviation(x: Tensor) -> float:
     """The standard deviation over all items and dimensions of x (N, *S).  Karras et al. 2022, table 1, arXiv:2206.00364."""
-    found = x.double().std(correction=0).item()
-    if not found > 0:
+    if bool((x == x.flatten()[0]).all()):
         raise UsageError("the data do not vary, so sigma_data=auto has nothing to measure")
-    return found
+    return x.double().std(correction=0).item()
 
 
 MEASURES = {"sigma_max": largest_distance, "sigma_data": standard_deviation}  # argument -> what auto stands for
