@@ -38,17 +38,19 @@ def plan_walk(config: dict, model: Model) -> Walk:
     except ValueError as error:
         raise UsageError(f"sampler: {error}") from error
     try:
+        steps = steps or grid.steps(model.denoiser.sde) or DEFAULT_STEPS
         return Walk(sampler, grid(model.denoiser.sde, steps), last)
     except ValueError as error:
         raise UsageError(f"grid: {error}") from error
 
 
-def _steps(config: dict, sampler: Sampler, last: str) -> int:
+def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
+    """The steps that steps= or nfe= asks for, None for the grid's own number."""
     steps, nfe = config["steps"], config["nfe"]
     if steps is not None and nfe is not None:
         raise UsageError(f"steps={steps} and nfe={nfe} both fix the number of steps", "one of the two")
     if nfe is None:
-        return steps or DEFAULT_STEPS
+        return steps
     if sampler.evaluations is None:
         raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
     fitting = (nfe - (last == "denoise")) // sampler.evaluations
