@@ -55,7 +55,7 @@ class Sigmoid(Schedule):
         # sigmoid(p) - sigmoid(q) = sinh((p - q)/2) / (2 cosh(p/2) cosh(q/2)) with (p - q)/2 = t w or (1 - t) w
         self.w = (end - start) / (2 * tau)
         self.shift = _log_cosh(start / (2 * tau)) - _log_cosh(end / (2 * tau))
-        # what a beta above this range would need is beyond float64's exponents
+        # beyond, alpha and sigma leave float64's exponents
         require(self.w < 300, f"end - start must be below 600 tau, got {end - start} with tau = {tau}")
         self.t_max = self.inverse(torch.tensor(math.log(0.0084), dtype=torch.float64)).item()
 
