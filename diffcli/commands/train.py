@@ -191,6 +191,7 @@ def build_parts(config: dict) -> Parts:
 
 def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:
     """Let the loss meet the model and the data.  Raises UsageError where they do not go together."""
+    _check_coupling(config)
     if config["compile"] and (loss.double_backward or denoiser.double_backward):
         what = "loss" if loss.double_backward else "prediction"
         raise UsageError(f"compile=true cannot differentiate a network twice, as this {what} does", "compile=false")
@@ -198,6 +199,18 @@ def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> N
         loss.setup(denoiser, training_set(data))
     except ValueError as error:
         raise UsageError(f"loss: {error}") from error
+
+
+def _check_coupling(config: dict) -> None:
+    """Refuse a coupling, or a model for it to start from, that nothing here would use."""
+    coupling, used = config["coupling"], "coupling" in config["loss"]
+    if not used and not coupling["_target_"].endswith(".Independent"):
+        raise UsageError("this loss gives each item its own noise, so a coupling would do nothing", "loss=flow")
+    if config["ckpt"] is not None and not (used and "ckpt" in coupling):
+        raise UsageError(
+            "ckpt= is the model that a coupling starts from, and this training has no such coupling",
+            "loss=flow coupling=reflow, or resume=PATH to go on with a training",
+        )
 
 
 def training_set(data: Data) -> TrainingSet:

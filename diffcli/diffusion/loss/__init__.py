@@ -1,6 +1,8 @@
 from diffcli.diffusion.loss.base import Loss, TrainingSet
 from diffcli.diffusion.loss.ddpm_simple import DDPMSimple
 from diffcli.diffusion.loss.dsm import DSM
+from diffcli.diffusion.loss.edm import EDM
+from diffcli.diffusion.loss.flow import Flow
 from diffcli.diffusion.loss.vlb import VLB
 
-__all__ = ["DSM", "VLB", "DDPMSimple", "Loss", "TrainingSet"]
+__all__ = ["DSM", "EDM", "VLB", "DDPMSimple", "Flow", "Loss", "TrainingSet"]
