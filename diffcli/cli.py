@@ -13,7 +13,8 @@ from diffcli.errors import DiffcliError, UsageError
 from diffcli.help import ABOUT, command_help, usage
 
 ALIASES = {"likelihood": "nll"}
-FROM_CHECKPOINT = ("sample", "nll", "evaluate")
+MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
+FROM_CHECKPOINT = ("sample", "nll", "evaluate", "explain")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,7 +103,7 @@ def _job(command: str, codes: list[int], cfg) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        codes.append(importlib.import_module(f"diffcli.commands.{command}").run(cfg) or 0)
+        codes.append(importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}").run(cfg) or 0)
         if codes[-1] > 128:  # stopped by a signal, which was meant for the rest of a sweep too
             raise KeyboardInterrupt
     except KeyboardInterrupt:
@@ -171,7 +172,7 @@ def _with_context(command: str, args: list[str]) -> list[str]:
     """Commands that take a model from a checkpoint start with empty groups; this lets their keys be set all the same.
 
     `data.root=DIR` changes a key of the checkpoint's data (Hydra wants a + there); `network=exact` needs no checkpoint,
-    so what would have come from one gets a default.
+    so what would have come from one gets a default; explain needs neither.
     """
     if command not in FROM_CHECKPOINT:
         return args
@@ -179,7 +180,7 @@ def _with_context(command: str, args: list[str]) -> list[str]:
     def chosen(group):
         return any(a.startswith(f"{group}=") for a in args)
 
-    if chosen("network"):
+    if chosen("network") or (command == "explain" and not chosen("ckpt")):
         return args + [f"{group}={name}" for group, name in (("sde", "vp"), ("data", "mixture")) if not chosen(group)]
     free = tuple(f"{group}." for group in ("data", "sde") if not chosen(group))
     return [f"+{a}" if free and a.startswith(free) else a for a in args]

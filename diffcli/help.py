@@ -7,6 +7,9 @@ ABOUT = {
     "sample": "draw samples from a trained model",
     "nll": "log-likelihood and bits/dim of data under a model (also: likelihood)",
     "evaluate": "compare samples with held-out data",
+    "import": "make a checkpoint of a diffusers model, or of what export wrote",
+    "export": "write a checkpoint as safetensors and JSON, and for diffusers",
+    "explain": "a process, its data and its scores in figures, and the clocks of other programs",
 }
 
 

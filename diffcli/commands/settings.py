@@ -38,6 +38,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "preview.n": (int, 1, None),
     "preview.steps": (int, 1, None),
     "ckpt": (str | None, None, None),
+    "path": (str, None, None),
     "weights": (Literal["ema", "raw"], None, None),
     "trust": (str | None, None, None),
     "dtype": (Literal["float32", "float64"], None, None),

@@ -1,5 +1,6 @@
 """Any UNet2DModel of the diffusers library, an optional extra, as a network."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -54,6 +55,8 @@ class DiffusersUNet(nn.Module):
         elif classes and count is None:
             config["num_class_embeds"] = count = classes + 1
         self.model = _model(config)
+        if any(getattr(module, "heads", 1) < 1 for module in self.model.modules()):
+            raise ValueError(f"config.attention_head_dim={config['attention_head_dim']} is more than the channels")
         zeroed(self.model.conv_out)
         width = config.get("time_embedding_dim") or 4 * self.model.config.block_out_channels[0]
         self.timesteps, self.kind, self.width = timesteps, kind, width
@@ -131,7 +134,9 @@ def _model(config: dict) -> nn.Module:
             'network=diffusers_unet needs the diffusers library: pip install "diffcli[diffusers]"'
         ) from error
     try:
-        return UNet2DModel(**config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers without elements, which are refused next
+            return UNet2DModel(**config)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, ZeroDivisionError, IndexError) as error:
         raise ValueError(
             f"diffusers refuses this config: {str(error).splitlines()[0] if str(error) else error!r}"
