@@ -29,6 +29,7 @@ LIBRARIES = {  # library -> parts or modules that may import it; those that are 
     "omegaconf": {"cli", "commands", "checkpoint", "_worker"},
     "lightning": {"training", "commands.train"},
     "wandb": set(),  # through lightning's logger
+    "torchdiffeq": {"training"},  # the mathematics takes the solver as an object
     "sklearn": {"data"},
     "torchvision": {"data"},
     "safetensors": {"interchange"},
@@ -131,6 +132,7 @@ def test_imports_point_downwards():
         ("data.base", "from diffcli.sampling import draw_samples\nfrom diffcli.training.ema import EMA"),
         ("data.base", "from omegaconf import OmegaConf"),
         ("training.loggers", "def f():\n    import wandb"),
+        ("commands.train", "import torchdiffeq"),
         ("commands.sample", "def f():\n    import lightning"),
         ("commands.train", "from diffcli import cli"),
         ("commands.train", "from matplotlib import pyplot"),

@@ -9,6 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from diffcli.commands.run_folder import RunFolder
+from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import UsageError
 
@@ -62,6 +63,18 @@ def check_prior(sde: SDE) -> None:
         raise UsageError(
             f"at t_max the noise ({sigma:.3g}) is too small to hide the data", "a larger schedule.sigma_max"
         )
+
+
+def check_walk(denoiser: Denoiser, kind: str, last: str) -> None:
+    """Refuse what the model has no prior or no meaning for: a free field is the velocity of an ODE and nothing else."""
+    if denoiser.posterior_mean:
+        check_prior(denoiser.sde)
+    elif kind != "ode":
+        raise UsageError(
+            "the model is a free field (cnf), which has no score for this SDE sampler", "sampler=dpm2|heun|ddim|rk45"
+        )
+    elif last == "denoise":
+        raise UsageError("the model is a free field (cnf), whose x0_hat is no posterior mean", "last=stop")
 
 
 @contextlib.contextmanager

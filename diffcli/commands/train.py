@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffcli import checkpoint
 from diffcli.commands.build import build, check
-from diffcli.commands.common import check_prior, chosen, pick_device, plain, recorded, typed
+from diffcli.commands.common import check_walk, chosen, pick_device, plain, recorded, typed
 from diffcli.commands.model import parameters
 from diffcli.commands.run_folder import RunFolder, choose, create, say, write_text
 from diffcli.commands.settings import check_settings
@@ -173,9 +173,11 @@ def build_parts(config: dict) -> Parts:
     except UsageError as error:
         if "takes images" in error.message:
             raise UsageError(error.message, "network=mlp") from error
+        if "no setting 'free'" in error.message:
+            raise UsageError("this prediction is not free, and loss=cnf needs one", "prediction=velocity") from error
         raise
     if denoiser.sde.is_process:
-        check_prior(denoiser.sde)
+        check_walk(denoiser, sampler.kind if config["preview"]["every"] else "ode", "stop")
     _fit_together(config, denoiser, loss, data)
     try:
         sampler.setup(denoiser)

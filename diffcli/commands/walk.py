@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffcli.commands.build import build, check_type
-from diffcli.commands.common import check_prior
+from diffcli.commands.common import check_walk
 from diffcli.commands.model import Model
 from diffcli.diffusion.samplers import Sampler
 from diffcli.errors import UsageError
@@ -32,7 +32,7 @@ def plan_walk(config: dict, model: Model) -> Walk:
     sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
     last = config["last"] or sampler.last()
     steps = _steps(config, sampler, last)
-    check_prior(model.denoiser.sde)
+    check_walk(model.denoiser, sampler.kind, last)
     try:
         sampler.setup(model.denoiser)
     except ValueError as error:

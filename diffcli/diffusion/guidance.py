@@ -12,11 +12,13 @@ class Rescaled(Denoiser):
 
     `x0_hat(x, t) = inner((alpha_u / alpha_t) x, u)` with `inner.sde.lam(u) = sde.lam(t)`; the inner denoiser keeps its own t
     and c_noise.  The new SDE's time range is cut to the levels that the inner one was made for.
-    Raises ValueError if there are none.  Karras et al. 2022, app. B.2 and C.3.1, arXiv:2206.00364.
+    Raises ValueError if there are none, and for a model whose x0_hat is no posterior mean.
+    Karras et al. 2022, app. B.2 and C.3.1, arXiv:2206.00364.
     """
 
     def __init__(self, sde: SDE, inner: Denoiser):
         super().__init__(sde)
+        require(inner.posterior_mean, "the model is a free field (cnf), made for its own SDE alone")
         self.inner = inner
         ends = inner.sde.lam(torch.tensor([inner.sde.t_min, inner.sde.t_max], dtype=torch.float64))
         t_min, t_max = sde.time(ends).tolist()

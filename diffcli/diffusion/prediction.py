@@ -86,12 +86,32 @@ class Score(Prediction):
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         return 1 / alpha, sigma**2 / alpha
 
+    def score(self, xt, t, **cond):
+        return self.evaluate(xt, t, **cond)[2]  # itself, which holds without noise too
+
 
 class Velocity(Prediction):
     """F = u = alpha' x0 + sigma' eps, the PF-ODE's right-hand side: `x0 = (sigma' xt - sigma F) / (alpha sigma' - alpha' sigma)`.
 
+    free: the field of any ODE between data and prior (a continuous normalizing flow); its other readings are then only other
+    forms of the same ODE, and x0_hat is no posterior mean.
     Lipman et al. 2023, eq. 10, arXiv:2210.02747; Albergo & Vanden-Eijnden 2023, arXiv:2209.15571.
     """
+
+    def __init__(self, sde: SDE, network: nn.Module, free: bool = False, outputs: int = 1):
+        super().__init__(sde, network, outputs)
+        self.posterior_mean = not free
+
+    def c_in(self, t):
+        return super().c_in(t) if self.posterior_mean else torch.ones_like(t)
+
+    def c_noise(self, t):
+        # a free field is solved again at each training step: slow in t, where 1000 t turns embeddings in a thousandth of it
+        return super().c_noise(t) if self.posterior_mean else 10 * t
+
+    def velocity(self, xt, t, **cond):
+        self.rows += xt.shape[0]
+        return self._call(xt, t, **cond)[0]  # F itself, free of the coefficients' cost and round-off
 
     def skip_and_out(self, t):
         # alpha sigma' - alpha' sigma = -alpha sigma lam'
