@@ -14,7 +14,7 @@ class Progress(L.Callback):
 
     def __init__(self, samples_per_batch: int, max_steps: int):
         self.samples, self.max_steps = samples_per_batch, max_steps
-        self.loss, self.rate = None, None
+        self.loss, self.rate, self.warned = None, None, False
 
     def on_train_start(self, trainer, module) -> None:
         self.first = self.step = trainer.global_step
@@ -39,7 +39,15 @@ class Progress(L.Callback):
             loss = outputs["loss"].item() * trainer.accumulate_grad_batches
             self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
             module.log("samples_per_second", self.rate)
+            self._warn(trainer, module)
             self._show(trainer, now)
+
+    def _warn(self, trainer, module) -> None:
+        """What the loss has to say about its value, once."""
+        sentence = None if self.warned else module.loss.warning(self.loss)
+        if sentence and trainer.is_global_zero:
+            self.warned = True
+            tqdm.write(f"warning: {sentence}", file=sys.stderr)
 
     def _show(self, trainer, now: float) -> None:
         text = f"loss {self.loss:.4f}, {self.rate:.0f} samples/s"

@@ -42,3 +42,7 @@ class Loss(nn.Module):
 
         Raises ValueError where the loss does not go with them, in a sentence that says what would.
         """
+
+    def warning(self, value: float) -> str | None:
+        """A sentence where the mean loss a dimension, as training has it now, shows that something is amiss."""
+        return None

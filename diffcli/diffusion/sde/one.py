@@ -23,7 +23,7 @@ class OneLevel(SDE):
         require(alpha > 0, f"alpha must be above 0, got {alpha}")
         require(sigma >= 0, f"sigma must be at least 0, got {sigma}")
         self.level = float(alpha), float(sigma)
-        self.t_min, self.t_max = 0.0, 1.0
+        self.t_min, self.t_max = 0.0, 0.0  # the only time there is, so that networks are told one level
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.full_like(t, math.log(self.level[0]))
