@@ -9,11 +9,12 @@ from torch import nn
 from diffcli import checkpoint
 from diffcli.advice import nearest
 from diffcli.commands.build import build
-from diffcli.commands.common import plain, typed
+from diffcli.commands.common import chosen, plain, typed
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
 from diffcli.data.base import Data
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.guidance import Rescaled
 from diffcli.errors import UsageError
 
@@ -56,6 +57,8 @@ def _exact(cfg) -> Model:
         )
     data = build(config["data"], "data")
     denoiser = build(config["denoiser"], "network")
+    if isinstance(denoiser, Fitted):
+        raise UsageError(f"network={chosen('network')} is fitted to data first", f"diffcli train network={chosen('network')}")
     shape = tuple(denoiser.mixture.means.shape[1:])
     if config["network"]["file"] is not None and not typed("data"):
         data = build({"_target_": "diffcli.data.mixture.Mixture", "file": config["network"]["file"]}, "data")
@@ -81,7 +84,7 @@ def _from_checkpoint(cfg) -> Model:
         checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
     denoiser = checkpoint.build_denoiser(node, cfg.trust)
     checkpoint.load_weights(denoiser, content, cfg.weights, path)
-    if typed("sde=") or typed("schedule="):
+    if (typed("sde=") or typed("schedule=")) and denoiser.sde.is_process:  # else it is refused later
         sde = config["sde"] if typed("sde=") else node["sde"] | {"schedule": config["schedule"]}
         denoiser = _rescaled(denoiser, sde)
     config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
@@ -102,6 +105,15 @@ def _change(node: dict | None, changes: dict, group: str, allowed: set[str] | No
         if key not in known:
             raise UsageError(f"the checkpoint's {group} has no setting {key!r} to change{nearest(key, known)}")
         node[key] = value
+
+
+def check_process(model: Model) -> None:
+    """Raise UsageError for a model of one noise level, which has a score and no way from noise to data."""
+    if not model.denoiser.sde.is_process:
+        raise UsageError(
+            f"{model.source} is a model of one noise level (levels=one): it has no process to walk along",
+            "a training on all levels: diffcli train sde=vp|subvp|ve|flow",
+        )
 
 
 def check_shape(model: Model, shape, what: str) -> None:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diffcli.commands.build import build
 from diffcli.commands.common import pick_device, recorded
-from diffcli.commands.model import Model, check_shape, load_model
+from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.walk import nfe_summary, nfe_text
 from diffcli.data.pictures import is_image, picture
@@ -25,6 +25,7 @@ EXTREMES = 32  # most and least likely items in the picture, each
 def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device)
+    check_process(model)
     likelihood = build(model.config["likelihood"], "likelihood")
     items = model.data.split(cfg.split)
     n = min(cfg.n or len(items), len(items))

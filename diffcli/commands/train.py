@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from diffcli import checkpoint
 from diffcli.commands.build import build, check
 from diffcli.commands.common import check_walk, chosen, pick_device, plain, recorded, typed
+from diffcli.commands.fit import check_fit, fit_at_once
 from diffcli.commands.model import parameters
 from diffcli.commands.run_folder import RunFolder, choose, create, say, write_text
 from diffcli.commands.settings import check_settings
 from diffcli.data.base import Data
 from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
 from diffcli.randomness import key
@@ -67,14 +69,20 @@ def run(cfg) -> int:
     if done:
         say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on")
         return 0
+    fitted = isinstance(parts.denoiser, Fitted)
+    if config["dry_run"] and fitted:
+        say(f"would fit network={chosen('network')} to {len(parts.data.split('train')):,} items in {path}")
+        return 0
     if config["dry_run"]:
         say(f"would train {parameters(parts.denoiser):,} parameters for {steps} steps in {path}")
         return 0
-    trainer = build_trainer(config, path)
-    logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] else None
+    trainer = None if fitted else build_trainer(config, path)
+    logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] and not fitted else None
     folder = create(path, "train", config, keep=resume is not None)
     write_text(path / "config.yaml", OmegaConf.to_yaml(config))
     with recorded(folder):
+        if fitted:
+            return fit_at_once(parts.denoiser, training_set(parts.data), parts, path, folder)
         return fit(parts, trainer, path, resume, folder, logger)
 
 
@@ -104,6 +112,11 @@ def prepare(cfg) -> None:
         if cfg.network.shape is not None and list(cfg.network.shape) != shape:
             raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
         cfg.network.shape = shape
+    if "n" in cfg.network:
+        n = len(data.split("train"))
+        if cfg.network.n not in (None, n):
+            raise UsageError(f"network.n={cfg.network.n} is not the number of training items, {n}", "leave it out")
+        cfg.network.n = n
 
 
 def _check_clock(cfg) -> None:
@@ -169,7 +182,7 @@ def build_parts(config: dict) -> Parts:
     check(config["trainer"], "trainer")
     torch.manual_seed(key(config["seed"], "init") % 2**63)
     try:
-        denoiser = build(config["denoiser"], "prediction")
+        denoiser = build(config["denoiser"], "prediction" if "network" in config["denoiser"] else "network")
     except UsageError as error:
         if "takes images" in error.message:
             raise UsageError(error.message, "network=mlp") from error
@@ -193,6 +206,8 @@ def build_parts(config: dict) -> Parts:
 
 def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:
     """Let the loss meet the model and the data.  Raises UsageError where they do not go together."""
+    if isinstance(denoiser, Fitted):
+        return check_fit(chosen("network"), config)
     _check_coupling(config)
     if config["compile"] and (loss.double_backward or denoiser.double_backward):
         what = "loss" if loss.double_backward else "prediction"

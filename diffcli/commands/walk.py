@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_walk
-from diffcli.commands.model import Model
+from diffcli.commands.model import Model, check_process
 from diffcli.diffusion.samplers import Sampler
 from diffcli.errors import UsageError
 from diffcli.sampling import draw_samples
@@ -29,6 +29,7 @@ class Walk:
 def plan_walk(config: dict, model: Model) -> Walk:
     """Build the sampler and its times.  Raises UsageError where n, steps, nfe, grid and sampler do not go together."""
     check_type(config["n"], int, "n")  # null means all the items to nll, and nothing here
+    check_process(model)
     sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
     last = config["last"] or sampler.last()
     steps = _steps(config, sampler, last)
