@@ -42,8 +42,8 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name != "cpu" and torch.cuda.is_available()) else "cpu")
 
 
-def check_prior(sde: SDE) -> None:
-    """Refuse to sample where the path ends with the data still in it, warn where the prior is only roughly right.
+def check_prior(sde: SDE, warn: bool = True) -> None:
+    """Refuse to sample where the path ends with the data still in it, `warn` where the prior is only roughly right.
 
     A path whose alpha falls must fall below 0.05.  VE keeps alpha = 1 and drowns the data in noise instead.
     """
@@ -54,7 +54,7 @@ def check_prior(sde: SDE) -> None:
             f"at t_max = {sde.t_max:g} the path still holds {alpha:.2f} of the data (alpha > 0.05), so its prior is wrong",
             "a larger schedule.beta_max, or the SDE's usual schedule",
         )
-    if 0.1 < alpha / sigma <= 0.5:
+    if warn and 0.1 < alpha / sigma <= 0.5:
         print(
             f"warning: at t_max the data are {alpha / sigma:.2f} of the noise, the prior is only roughly right",
             file=sys.stderr,
@@ -65,10 +65,10 @@ def check_prior(sde: SDE) -> None:
         )
 
 
-def check_walk(denoiser: Denoiser, kind: str, last: str) -> None:
+def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> None:
     """Refuse what the model has no prior or no meaning for: a free field is the velocity of an ODE and nothing else."""
     if denoiser.posterior_mean:
-        check_prior(denoiser.sde)
+        check_prior(denoiser.sde, warn)
     elif kind != "ode":
         raise UsageError(
             "the model is a free field (cnf), which has no score for this SDE sampler", "sampler=dpm2|heun|ddim|rk45"

@@ -25,12 +25,14 @@ from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
+from diffcli.explain.noise_sequence import sample_of, warnings
 from diffcli.randomness import key
 
 GROUPS = {
     "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
     "sampler", "grid", "denoiser", "sweep", "experiment",
 }  # fmt: skip
+WARNED_ON = 500  # items that the warnings are measured on, at most
 MODEL = ("denoiser", "data")  # what a resumed run may not change
 FREE = (
     "out",
@@ -66,6 +68,7 @@ def run(cfg) -> int:
     config = parts.config
     path, resume, done = _resume(config)
     steps = config["trainer"]["max_steps"]
+    _warn(parts)
     if done:
         say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on")
         return 0
@@ -86,6 +89,13 @@ def run(cfg) -> int:
         return fit(parts, trainer, path, resume, folder, logger)
 
 
+def _warn(parts: Parts) -> None:
+    """Say on stderr where the path is too noisy at its start, or not enough at its end, for these data."""
+    if parts.denoiser.sde.is_process and parts.denoiser.posterior_mean:
+        for sentence in warnings(parts.denoiser.sde, sample_of(parts.data, WARNED_ON)):
+            print(f"warning: {sentence}", file=sys.stderr)
+
+
 def prepare(cfg) -> None:
     """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
     check_settings(OmegaConf.to_container(cfg, resolve=False), GROUPS)
@@ -104,8 +114,8 @@ def prepare(cfg) -> None:
     data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
     for split in ("train", "val"):
         data.split(split)  # a missing file is found before anything is made
-    _check_clock(cfg)
-    _measure(cfg, data)
+    check_clock(cfg)
+    measure(cfg, data)
     _match_outputs(cfg)
     if "shape" in cfg.network:
         shape = list(data.shape)
@@ -119,7 +129,7 @@ def prepare(cfg) -> None:
         cfg.network.n = n
 
 
-def _check_clock(cfg) -> None:
+def check_clock(cfg) -> None:
     """Refuse a schedule for a process that has its own clock, and a process for a model of one level."""
     name = chosen("sde")
     if "alpha" in cfg.get("level", {}) and name != "one":
@@ -134,7 +144,7 @@ def _check_clock(cfg) -> None:
         )
 
 
-def _measure(cfg, data: Data) -> None:
+def measure(cfg, data: Data) -> None:
     """Put the measured number in the place of auto, so that the checkpoint holds it."""
     for group, node in cfg.items():
         for name in MEASURES.keys() & (node.keys() if isinstance(node, DictConfig) else ()):
@@ -190,7 +200,8 @@ def build_parts(config: dict) -> Parts:
             raise UsageError("this prediction is not free, and loss=cnf needs one", "prediction=velocity") from error
         raise
     if denoiser.sde.is_process:
-        check_walk(denoiser, sampler.kind if config["preview"]["every"] else "ode", "stop")
+        # the prior's warning is that of _warn, which knows the data
+        check_walk(denoiser, sampler.kind if config["preview"]["every"] else "ode", "stop", warn=False)
     _fit_together(config, denoiser, loss, data)
     try:
         sampler.setup(denoiser)
