@@ -136,8 +136,9 @@ def known_sigma_data(sigma_data: float | Literal["auto"], data=None) -> float | 
     if sigma_data == "auto":
         if data is None:
             return sigma_data
-        sigma_data = data.items().double().std(correction=0).item()
-        require(sigma_data > 0, "the data do not vary, so sigma_data=auto has nothing to measure")
+        x = data.items()
+        require(bool((x != x.flatten()[0]).any()), "the data do not vary, so sigma_data=auto has nothing to measure")
+        sigma_data = x.double().std(correction=0).item()
     require(sigma_data > 0, f"sigma_data must be above 0, got {sigma_data}")
     return float(sigma_data)
 

@@ -37,7 +37,7 @@ def test_sigma_data_is_measured():
     weight.setup(sde, TrainingSet(lambda: items, (3,)))
     assert weight.sigma_data == pytest.approx(items.double().var(correction=0).item() ** 0.5, rel=1e-9)
     with pytest.raises(ValueError, match="do not vary"):
-        EDM().setup(sde, TrainingSet(lambda: items[:1, :1], (1,)))
+        EDM().setup(sde, TrainingSet(lambda: torch.full((7, 1), 0.1), (1,)))
     with pytest.raises(ValueError, match="above 0"):
         EDM(-1.0)
 
