@@ -9,4 +9,4 @@ from diffcli.diffusion.loss.ism import ISM
 from diffcli.diffusion.loss.ssm import SSM, SSMVR
 from diffcli.diffusion.loss.vlb import VLB
 
-__all__ = ["CNF", "DSM", "EDM", "ESM", "ISM", "SSM", "SSMVR", "Flow", "VLB", "DDPMSimple", "Loss", "TrainingSet"]
+__all__ = ["CNF", "DSM", "EDM", "ESM", "ISM", "SSM", "SSMVR", "VLB", "DDPMSimple", "Flow", "Loss", "TrainingSet"]
