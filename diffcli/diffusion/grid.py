@@ -12,13 +12,13 @@ from diffcli.diffusion.sde import SDE
 class Grid(ABC):
     """`steps + 1` strictly decreasing float64 times from sde.t_max to `max(sde.t_min, t_min)`.
 
-    A grid writes `place`, which spaces them.  t_min is where sampling stops, apart from where training and likelihood do.
-    Raises ValueError if steps < 1 or t_min lies outside [0, sde.t_max).
+    A grid writes `place`, which spaces them.  t_min is where sampling stops, apart from where training and likelihood do;
+    by default the SDE's t_stop.  Raises ValueError if steps < 1 or t_min lies outside [0, sde.t_max).
     """
 
-    def __init__(self, t_min: float = 1e-3):
-        require(0 <= t_min < 1, f"t_min must lie in [0, 1), got {t_min}")
-        self.t_min = float(t_min)
+    def __init__(self, t_min: float | None = None):
+        require(t_min is None or 0 <= t_min < 1, f"t_min must lie in [0, 1), got {t_min}")
+        self.t_min = t_min
 
     @abstractmethod
     def place(self, sde: SDE, first: Tensor, last: Tensor, u: Tensor) -> Tensor:
@@ -30,8 +30,9 @@ class Grid(ABC):
 
     def ends(self, sde: SDE) -> Tensor:
         """The first and last time."""
-        ends = torch.tensor([sde.t_max, max(sde.t_min, self.t_min)], dtype=torch.float64)
-        require(bool(ends[1] < ends[0]), f"t_min must lie below t_max = {sde.t_max}, got {self.t_min}")
+        stop = sde.t_stop if self.t_min is None else self.t_min
+        ends = torch.tensor([sde.t_max, max(sde.t_min, stop)], dtype=torch.float64)
+        require(bool(ends[1] < ends[0]), f"t_min must lie below t_max = {sde.t_max}, got {stop}")
         return ends
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
@@ -61,7 +62,7 @@ class UniformLam(Grid):
 class Karras(Grid):
     """Uniform in `(sigma/alpha)^(1/rho)`, rho = 7.  Karras et al. 2022, eq. 5, arXiv:2206.00364."""
 
-    def __init__(self, t_min: float = 1e-3, rho: float = 7.0):
+    def __init__(self, t_min: float | None = None, rho: float = 7.0):
         super().__init__(t_min)
         require(rho > 0, f"rho must be above 0, got {rho}")
         self.rho = float(rho)

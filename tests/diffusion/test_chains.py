@@ -36,7 +36,7 @@ def test_an_ancestral_step_on_the_levels_is_ddpms(betas):
     beta = 1 - abar / before
     tilde = (1 - before) / (1 - abar) * beta
     plan = sampler.plan(sde, times)
-    for k in range(T - 2):  # the last has no noise
+    for k in range(T - 1):
         i = T - 1 - k  # of beta_i, from 0
         eps = model.eps(x, times[k])
         mean = (x - beta[i] / torch.sqrt(1 - abar[i]) * eps) / torch.sqrt(1 - beta[i])

@@ -173,11 +173,7 @@ def test_forward_reverse_and_ode_share_their_marginals(sde):
     with torch.no_grad():
         for i in range(len(at) - 1):
             between = grid(sde, at[i].item(), at[i + 1].item(), 20)
-            # one more time, which is not walked to: the last step of a walk is without noise
-            plan = Ancestral().plan(sde, torch.cat([between, between[-1:] * 0.999]))
-            for k in range(len(between) - 1):
-                draws = normal(1000 + 100 * i + k, N, 2)
-                back = Ancestral().step(model, back, k, plan, [], lambda counter, draws=draws: draws)
+            back = sample(model, Ancestral(), back, between, lambda k, i=i: normal(1000 + 100 * i + k, N, 2), "stop").x
             assert_has_the_marginal(back, sde, at[i + 1], 70 + i, "reverse")
             ode = sample(model, DPM2(), ode, between, no_noise).x
             assert_has_the_marginal(ode, sde, at[i + 1], 80 + i, "ode")

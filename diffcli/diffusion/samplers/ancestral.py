@@ -23,8 +23,8 @@ class Ancestral(FixedGrid):
     """`x_s = (alpha_t/alpha_s)(sigma_s^2/sigma_t^2) x_t + alpha_s (1 - e^{-2h}) x0 + std z`, `h = lam_s - lam_t`.
 
     The posterior of x_s given x_t and x0 = x0_hat, with its own ("small") `std^2 = sigma_s^2 (1 - e^{-2h})`, the forward
-    step's ("large") `std^2 = sigma_{t|s}^2`, or the one between the two that the model has learned; no z in the last step; on
-    any SDE.  Raises ValueError for another variance, and in setup for a learned one that the model lacks.
+    step's ("large") `std^2 = sigma_{t|s}^2`, or the one between the two that the model has learned; on any SDE.  The step to x_0
+    itself, which has no z, is last=denoise.  Raises ValueError for another variance, and in setup for a learned one that the model lacks.
     Ho et al. 2020, eq. 6-7, arXiv:2006.11239; Nichol & Dhariwal 2021, eq. 15, arXiv:2102.09672;
     Kingma et al. 2021, eq. 25-28, arXiv:2107.00630.
     """
@@ -56,7 +56,4 @@ class Ancestral(FixedGrid):
         else:
             x0 = denoiser(xt, plan.t[i])
             std = math.exp(0.5 * (small if self.variance == "small" else large))
-        mean = (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * xt + alpha_s * shrink * x0
-        if i + 2 == len(plan.t):
-            return mean
-        return mean + std * noise(i + 1)
+        return (alpha_t / alpha_s) * (sigma_s / sigma_t) ** 2 * xt + alpha_s * shrink * x0 + std * noise(i + 1)

@@ -10,11 +10,12 @@ class Schedule(nn.Module):
 
     `l` is VP's half log-SNR, `alpha^2 = sigmoid(2 l)`, `sigma^2 = sigmoid(-2 l)`; the SDE says what it means elsewhere
     (VE: `sigma = e^-l`).  `t_min` and `t_max` bound the times at which l is finite and alpha is not 0.
-    `times` holds the training levels of a discrete chain, increasing, else None.
+    Sampling stops at t_stop unless a grid says otherwise.  `times` holds the training levels of a discrete chain, increasing, else None.
     """
 
     t_min: float = 0.0
     t_max: float = 1.0
+    t_stop: float = 1e-3
     times: Tensor | None = None
 
     @abstractmethod

@@ -110,6 +110,8 @@ class EDM(Schedule):
     Raises ValueError unless 0 < sigma_min < sigma_max.  Karras et al. 2022, table 1, arXiv:2206.00364.
     """
 
+    t_stop = 0.0  # at t = 1e-3 sigma is still 0.08
+
     def __init__(self, sigma_min: float = 0.002, sigma_max: float | Literal["auto"] = 80.0):
         super().__init__()
         self.sigma_min, self.sigma_max = check_sigmas(sigma_min, sigma_max)

@@ -14,12 +14,14 @@ class SDE(nn.Module):
 
     A new SDE writes `log_alpha`, `log_sigma` and `time`; one whose path follows from a schedule is a `Scheduled`.
     Times are float64 tensors of any shape; coefficients have their shape.  Training and likelihood live on [t_min, t_max].
+    Sampling stops at t_stop unless a grid says otherwise.
     `times` holds the training levels of a discrete chain, increasing, else None.
 
     Raises ValueError unless 0 <= t_min < t_max and lam is finite at t_min.
     Song et al. 2021, sec. 3, arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630 (in terms of alpha, sigma).
     """
 
+    t_stop: float = 1e-3
     times: Tensor | None = None
     is_process: bool = True  # whether there is a way from data to noise
 

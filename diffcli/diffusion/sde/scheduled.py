@@ -19,7 +19,7 @@ class Scheduled(SDE):
     def __init__(self, schedule: Schedule, t_min: float | None = None):
         super().__init__()
         self.schedule = schedule
-        self.times = schedule.times
+        self.times, self.t_stop = schedule.times, schedule.t_stop
         t_min = schedule.t_min if t_min is None else t_min
         if self.times is not None:
             first = self.times[0].item()
