@@ -1,6 +1,7 @@
 """Every option of every group composes and builds, alone and with those it meets."""
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf, open_dict
 
 from diffcli.commands.build import build, check
 from diffcli.commands.train import build_parts, build_trainer, prepare
+from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
 from diffcli.paths import conf_dir
@@ -47,9 +49,9 @@ def composed(command: str, *overrides: str) -> dict:
             prepare(cfg)
         elif command == "train":
             cfg.network.shape = list(build(OmegaConf.to_container(cfg.data, resolve=True), "data").shape)
-            for group in ("prediction", "loss"):
-                if cfg[group].get("sigma_data") == "auto":
-                    cfg[group].sigma_data = 0.6
+            for group, key in itertools.product(("schedule", "prediction", "loss"), MEASURES):
+                if cfg[group].get(key) == "auto":
+                    cfg[group][key] = {"sigma_data": 0.6, "sigma_max": 40.0}[key]
         return OmegaConf.to_container(cfg, resolve=True)
     finally:
         HydraConfig.instance().cfg = None
@@ -133,12 +135,15 @@ def processes() -> list[tuple[str, ...]]:
 
 @pytest.mark.parametrize("process", processes(), ids="-".join)
 def test_every_process_takes_every_prediction(process):
+    config = composed("train", *process, "data=moons", "data.n=50", "network.width=8")["denoiser"]
+    if len(process) > 1:
+        chosen = OmegaConf.load(CONF / "schedule" / f"{process[1].removeprefix('schedule=')}.yaml")["_target_"]
+        assert config["sde"]["schedule"]["_target_"] == chosen  # and not the SDE's usual one
     for prediction in options("prediction"):
-        config = composed("train", *process, f"prediction={prediction}", "data=moons", "network.width=8")
-        if len(process) > 1:
-            chosen = OmegaConf.load(CONF / "schedule" / f"{process[1].removeprefix('schedule=')}.yaml")["_target_"]
-            assert config["denoiser"]["sde"]["schedule"]["_target_"] == chosen  # and not the SDE's usual one
-        denoiser = build(config["denoiser"], "prediction")
+        node = OmegaConf.load(CONF / "prediction" / f"{prediction}.yaml")
+        more = {"sigma_data": 0.7} if "sigma_data" in node else {}
+        parts = {"sde": config["sde"], "network": config["network"]}
+        denoiser = build({"_target_": node["_target_"], **parts, **more}, "prediction")
         torch.manual_seed(0)
         for p in denoiser.parameters():
             torch.nn.init.normal_(p, std=0.3)
