@@ -36,7 +36,7 @@ def check(node: dict, where: str) -> None:
     """Check a node, and those inside it, against the signatures of their classes.  Raises UsageError."""
     if not isinstance(node, dict) or "_target_" not in node:
         raise UsageError(f"{where} names no class: its yaml needs a _target_")
-    target = _locate(node["_target_"], where)
+    target = locate(node["_target_"], where)
     parameters = inspect.signature(target).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
@@ -54,7 +54,8 @@ def check(node: dict, where: str) -> None:
             raise UsageError(f"{where} lacks the setting {name!r} of {node['_target_']}")
 
 
-def _locate(path: str, where: str):
+def locate(path: str, where: str):
+    """What a `_target_` names.  Raises UsageError where it cannot be imported."""
     module, _, name = str(path).rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)

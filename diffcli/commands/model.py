@@ -8,7 +8,7 @@ from torch import nn
 
 from diffcli import checkpoint
 from diffcli.advice import nearest
-from diffcli.commands.build import build
+from diffcli.commands.build import build, locate
 from diffcli.commands.common import chosen, plain, typed
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
@@ -55,10 +55,13 @@ def _exact(cfg) -> Model:
         raise UsageError(
             "without a checkpoint there are no trained weights for this network", "network=exact, or ckpt=PATH"
         )
+    kind = locate(config["denoiser"]["_target_"], "network")
+    if isinstance(kind, type) and issubclass(kind, Fitted):  # before it is built, which takes what only the data know
+        raise UsageError(
+            f"network={chosen('network')} is fitted to data first", f"diffcli train network={chosen('network')}"
+        )
     data = build(config["data"], "data")
     denoiser = build(config["denoiser"], "network")
-    if isinstance(denoiser, Fitted):
-        raise UsageError(f"network={chosen('network')} is fitted to data first", f"diffcli train network={chosen('network')}")
     shape = tuple(denoiser.mixture.means.shape[1:])
     if config["network"]["file"] is not None and not typed("data"):
         data = build({"_target_": "diffcli.data.mixture.Mixture", "file": config["network"]["file"]}, "data")
