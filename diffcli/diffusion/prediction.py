@@ -94,12 +94,13 @@ class Velocity(Prediction):
     """F = u = alpha' x0 + sigma' eps, the PF-ODE's right-hand side: `x0 = (sigma' xt - sigma F) / (alpha sigma' - alpha' sigma)`.
 
     free: the field of any ODE between data and prior (a continuous normalizing flow); its other readings are then only other
-    forms of the same ODE, and x0_hat is no posterior mean.
+    forms of the same ODE, and x0_hat is no posterior mean.  Raises ValueError for a single noise level.
     Lipman et al. 2023, eq. 10, arXiv:2210.02747; Albergo & Vanden-Eijnden 2023, arXiv:2209.15571.
     """
 
     def __init__(self, sde: SDE, network: nn.Module, free: bool = False, outputs: int = 1):
         super().__init__(sde, network, outputs)
+        require(sde.is_process, "a velocity is that of a process, and one noise level has none: prediction=score")
         self.posterior_mean = not free
 
     def c_in(self, t):

@@ -46,7 +46,7 @@ def test_a_flow_trained_on_moons_has_a_better_exact_nll(cli, tmp_path):
     [
         ("prediction=eps", "loss=cnf needs one"),
         ("prediction.free=false", "cnf trains a free field"),
-        ("levels=one", "cnf needs a process with a prior"),
+        ("levels=one", "a velocity is that of a process, and one noise level has none"),
         ("compile=true", "compile=true cannot differentiate a network twice"),
         ("network.dropout=0.1", "take network.dropout=0"),
         ("loss.divergence=exakt", "loss.divergence cannot be 'exakt'"),
