@@ -8,6 +8,7 @@ from torch import nn
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.energy import Energy
 from diffcli.diffusion.exact import Exact, GaussianMixture
+from diffcli.diffusion.kde import KDE
 from diffcli.diffusion.kernel_density import GaussianKDE
 from diffcli.diffusion.loss import DSM, ESM, ISM, SSM, SSMVR, Loss, TrainingSet
 from diffcli.diffusion.loss.ssm import PROJECTIONS
@@ -330,18 +331,38 @@ def test_trains_a_unet_with_attention(make):
 
 
 def test_the_warning_of_data_that_are_thinner_than_the_noise():
-    """Only at one level, and below 1000 times the value of a Gaussian of the data's variance, -1/(2 v) a dimension."""
+    """Only at one level, and below 100 times the value of a Gaussian of the data's variance, -1/(2 v) a dimension."""
     x0 = 3 * normal(0, 500, 2)
     one, loss = OneLevel(1.0, 0.0), ISM()
     assert loss.warning(-1e9) is None  # before it knows the data
     loss.setup(Score(one, network()), training_set(x0))
     least = -0.5 / x0.var(0).mean().item()
-    assert loss.warning(900 * least) is None
-    assert "level.sigma=0.1" in loss.warning(1100 * least)
+    assert loss.warning(90 * least) is None
+    assert f"level.sigma={0.1 * x0.std(0).mean().item():.2g}" in loss.warning(110 * least)
+    half = ISM()
+    half.setup(Score(OneLevel(0.5, 0.0), network()), training_set(x0))  # half the size, four times the information
+    assert half.warning(390 * least) is None and half.warning(410 * least)
     across = ISM()
     across.setup(Score(build("vp", "linear"), network()), training_set(x0))
     assert across.warning(-1e9) is None
     assert DSM().warning(-1e9) is None
+
+
+def test_on_a_thin_ring_the_value_falls_without_bound_as_the_noise_goes_to_zero():
+    """Of the exact score it is -1/2 E||s||^2 -> -1/(2 sigma^2), the ring being thin in one direction, and the warning says so."""
+    angle = torch.arange(4000, dtype=torch.float64) * 2 * torch.pi / 4000  # apart by a sixth of the least sigma
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    loss, found, said = ISM(), [], []
+    loss.setup(Score(OneLevel(1.0, 0.0), network()), training_set(ring))
+    for sigma in (0.3, 0.1, 0.03, 0.01):
+        model = KDE(OneLevel(1.0, sigma), [2], len(ring))
+        model.fit(training_set(ring))
+        with torch.no_grad():
+            values = loss(model, ring[::4], Draw(0, 0))
+        found.append(2 * sigma**2 * values.mean().item())
+        said.append(loss.warning(values.mean().item() / 2) is not None)
+    assert found[1:] == pytest.approx([-1, -1, -1], abs=0.15), found  # to three standard errors, sqrt(2/1000)
+    assert said == [False, False, True, True]
 
 
 @pytest.mark.parametrize(

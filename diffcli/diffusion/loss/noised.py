@@ -12,7 +12,7 @@ from diffcli.diffusion.loss.base import Loss, TrainingSet
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.time_sampling import Uniform
 
-THIN = 1000.0  # times the information of a Gaussian of the data's variance: a thickness of 3 % of their size
+THIN = 100.0  # times the information of a Gaussian of the data's variance: no data with noise of a tenth of their size have more
 
 
 def level_weight(sde, t: Tensor) -> Tensor:
@@ -46,21 +46,23 @@ class Implicit(Loss):
     def __init__(self):
         super().__init__()
         self.time = Uniform()
-        self.floor = -math.inf  # of the loss a dimension
+        self.floor, self.size = -math.inf, math.nan  # of the loss a dimension; of the data
 
     def setup(self, denoiser: Denoiser, data: TrainingSet) -> None:
         require_score(denoiser, data.shape)
         if not denoiser.sde.is_process:
             x = data.items().double().flatten(1)
-            # the minimum is -1/2 the Fisher information: for a Gaussian of variance v, -1/2v a dimension
-            self.floor = -0.5 * THIN / max(x.var(0, correction=0).mean().item(), 1e-30)
+            # the minimum is -1/2 the Fisher information a dimension: 1/v for a Gaussian of variance v, never above 1/sigma^2
+            alpha = denoiser.sde.alpha(torch.tensor(denoiser.sde.t_min, dtype=torch.float64)).item()
+            self.size = alpha * max(x.var(0, correction=0).mean().item(), 1e-30) ** 0.5
+            self.floor = -0.5 * THIN / self.size**2
 
     def warning(self, value: float) -> str | None:
         if value >= self.floor:
             return None
         return (
             f"the loss has fallen to {value:.3g} a dimension: the data hardly fill their space, and without enough noise "
-            "an implicit loss then falls without bound (try: level.sigma=0.1)"
+            f"an implicit loss then falls without bound (try: level.sigma={self.size / THIN**0.5:.2g})"
         )
 
     @abstractmethod
