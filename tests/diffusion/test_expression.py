@@ -131,7 +131,7 @@ BAD = {
     "unbalanced": ("sin(t", "cannot be read"),
     "unbalanced right": ("t)", "cannot be read"),
     "half": ("t +", "cannot be read"),
-    "caret": ("t^2", "not allowed (BinOp)"),
+    "caret": ("t^2", "the expression 't^2' has a ^: a power is written **"),
     "two words": ("2 t", "cannot be read"),
     "lines": ("t\nt", "not plain ASCII"),
     "null": ("t\0", "not plain ASCII"),

@@ -145,6 +145,7 @@ REFUSED = {
     "infinite": (lambda: Path("1", "9**9**9*t"), "lam = log(alpha/sigma) is not finite at t = 1e-05"),
     "range": (lambda: Path("1 - t", "t", 0.5, 0.4), "0 <= t_min < t_max <= 1, got 0.5 and 0.4"),
     "beyond": (lambda: Path("2 - t", "t", 0.1, 1.5), "0 <= t_min < t_max <= 1, got 0.1 and 1.5"),
+    "path t_min": (lambda: Path("1 - t", "t", 2.0), "0 <= t_min < t_max <= 1, got 2.0 and 0.999"),
     "name": (lambda: Path("1 - s", "t"), "alpha: the expression '1 - s' has the name 's'"),
     "sigma name": (lambda: Path("1", "tt"), "sigma: the expression 'tt' has the name 'tt'"),
     "not a tensor": (lambda: Path(Wrong(), "t"), "alpha must map a float64 tensor of times to one of its shape"),

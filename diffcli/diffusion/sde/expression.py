@@ -73,6 +73,8 @@ def _check(node: ast.expr, shown: str, depth: int) -> None:
         require(node.id in ("t", "pi"), f"the expression {shown} has the name {node.id!r}: it is made of {ALLOWED}")
         inside = []
     else:
+        power = kind is ast.BinOp and type(node.op) is ast.BitXor
+        require(not power, f"the expression {shown} has a ^: a power is written **")
         number = kind is ast.Constant and type(node.value) in (int, float)
         # only the node's kind is named: unparsing what is refused could be long
         require(

@@ -27,6 +27,7 @@ class Path(Solved):
             t_min = 0.0 if usable(scalar(self.lam, 0.0)) else 1e-5
         if t_max is None:
             t_max = 1.0 if usable(scalar(self.lam, 1.0)) else 0.999
+        self._check_range(t_min, t_max)
         t = torch.linspace(t_min, t_max, 1001, dtype=torch.float64)
         for own in (self.factor, self.noise):
             self._refuse(t, ~(own(t) > 0), f"{own.name} must be above 0, and is not at t = {{:.6g}}")

@@ -37,9 +37,7 @@ class Solved(SDE):
 
     def _check(self, t_min: float, t_max: float) -> None:
         """Set the range, and refuse a path that is not one: alpha and sigma above 0, lam strictly falling."""
-        require(
-            0 <= t_min < t_max <= 1, f"t_min and t_max must satisfy 0 <= t_min < t_max <= 1, got {t_min} and {t_max}"
-        )
+        self._check_range(t_min, t_max)
         u = torch.linspace(0, 1, FINE, dtype=torch.float64)
         near = torch.logspace(-9, 0, FINE // 4, dtype=torch.float64)  # both ends may be steep
         u = torch.cat([u, near, 1 - near]).unique()
@@ -52,6 +50,12 @@ class Solved(SDE):
         self._refuse(t, rising, "lam = log(alpha/sigma) must fall as t rises, and does not at t = {:.6g}")
         self.knots = Constants(t, lam)
         self._set_range(t_min, t_max)
+
+    @staticmethod
+    def _check_range(t_min: float, t_max: float) -> None:
+        require(
+            0 <= t_min < t_max <= 1, f"t_min and t_max must satisfy 0 <= t_min < t_max <= 1, got {t_min} and {t_max}"
+        )
 
     @staticmethod
     def _refuse(t: Tensor, wrong: Tensor, sentence: str) -> None:
