@@ -41,8 +41,8 @@ REFUSED = {
         lambda: Likelihood(divergence="exakt"),
         "divergence must be one of exact, hutchinson, got exakt",
     ),
-    "weight": (lambda: DSM("snr"), "weight must be one of simple, likelihood, uniform, got snr"),
-    "time": (lambda: DSM(time="lam"), "time must be one of uniform, got lam"),
+    "weight": (lambda: DSM("sigma"), "weight must be one of simple, likelihood, uniform, min_snr, edm, v, snr, learned, got"),
+    "time": (lambda: DSM(time="lam"), "time must be one of uniform, levels, lognormal, importance, got lam"),
 }
 
 
