@@ -106,7 +106,10 @@ def _unreadable(command: str, word: str, config_dir: str | None) -> UsageError:
     """For a word that is not of the form key=value."""
     refused = f"cannot read {word!r}: settings are written key=value"
     if "=" in word:
-        return UsageError(refused, "quote a value that holds = , [ or spaces, like 'key=\"a=b\"'")
+        key, _, value = word.partition("=")
+        plain = "(" in value and not set(value) & set("\"'")
+        example = f"'{key}=\"{value}\"'" if plain else "'key=\"a=b\"'"
+        return UsageError(refused, f"quote a value that holds = , [ or ( twice, once for the shell: {example}")
     known = known_keys(command, config_dir)
     if word in known:
         return UsageError(f"{refused}, without spaces", f"{word}=VALUE")

@@ -1,6 +1,7 @@
 """What every command does around its own work: resolve the config, choose a device, keep a record of failures."""
 
 import contextlib
+import inspect
 import sys
 import traceback
 from pathlib import Path
@@ -12,6 +13,20 @@ from diffcli.commands.run_folder import RunFolder
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import UsageError
+
+SCHEDULED = {  # a schedule's setting -> what gives more noise at its end
+    "betas": "larger schedule.betas, or a larger schedule.beta_max where they are a rule",
+    "beta_max": "a larger schedule.beta_max",
+    "beta": "a larger schedule.beta",
+    "sigma_max": "a larger schedule.sigma_max",
+}
+# the same of a process without a schedule, where alpha is too large and where sigma is too small
+LESS_DATA = {
+    "theta": "a larger sde.theta or sde.horizon",
+    "alpha": "an sde.alpha that falls further",
+    "f": "a lower sde.f",
+}
+MORE_NOISE = {"s": "a larger sde.s", "sigma": "a larger sde.sigma", "g": "a larger sde.g"}
 
 
 def typed(prefix: str) -> bool:
@@ -52,7 +67,7 @@ def check_prior(sde: SDE, warn: bool = True) -> None:
     if alpha > 0.05 and alpha < 0.999:
         raise UsageError(
             f"at t_max = {sde.t_max:g} the path still holds {alpha:.2f} of the data (alpha > 0.05), so its prior is wrong",
-            "a larger schedule.beta_max, or the SDE's usual schedule",
+            _remedy(sde, LESS_DATA),
         )
     if warn and 0.1 < alpha / sigma <= 0.5:
         print(
@@ -61,8 +76,17 @@ def check_prior(sde: SDE, warn: bool = True) -> None:
         )
     if alpha / sigma > 0.5:
         raise UsageError(
-            f"at t_max the noise ({sigma:.3g}) is too small to hide the data", "a larger schedule.sigma_max"
+            f"at t_max the noise ({sigma:.3g}) is too small to hide the data ({alpha:.3g} of them)",
+            _remedy(sde, MORE_NOISE),
         )
+
+
+def _remedy(sde: SDE, own: dict[str, str]) -> str:
+    """What to change for more noise at t_max: a setting of the schedule, or one of `own` in a process without a schedule."""
+    schedule = getattr(sde, "schedule", None)
+    known = own if schedule is None else SCHEDULED
+    there = inspect.signature(type(sde if schedule is None else schedule)).parameters
+    return next((advice for name, advice in known.items() if name in there), "the SDE's usual schedule")
 
 
 def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> None:

@@ -105,6 +105,11 @@ def _change(node: dict | None, changes: dict, group: str, allowed: set[str] | No
     """Set the keys that the user typed in a node of the checkpoint; a key that it does not have is refused."""
     known = {k for k in node or () if k != "_target_"} & (allowed or set(node or ()))
     for key, value in changes.items():
+        if key in (node or ()) and key not in known:
+            free = "|".join(f"{group}.{k}" for k in sorted(known))
+            raise UsageError(
+                f"{group}.{key} is part of the trained model and cannot be changed", f"{free}=VALUE" if free else ""
+            )
         if key not in known:
             raise UsageError(f"the checkpoint's {group} has no setting {key!r} to change{nearest(key, known)}")
         node[key] = value

@@ -142,11 +142,15 @@ def check_clock(cfg) -> None:
         raise UsageError(
             f"sde={name} has a clock of its own and takes no schedule", "leave schedule= out, or sde=vp|subvp|ve|flow"
         )
+    if "schedule" in cfg.sde and not cfg.schedule:
+        raise UsageError(f"sde={name} needs a schedule", "leave schedule=none out, or sde=ou|path|drift")
 
 
 def measure(cfg, data: Data) -> None:
     """Put the measured number in the place of auto, so that the checkpoint holds it."""
     for group, node in cfg.items():
+        if OmegaConf.is_interpolation(cfg, group):  # denoiser is prediction or network under another name
+            continue
         for name in MEASURES.keys() & (node.keys() if isinstance(node, DictConfig) else ()):
             if OmegaConf.is_interpolation(node, name) or node[name] != "auto":
                 continue
@@ -211,7 +215,7 @@ def build_parts(config: dict) -> Parts:
         try:
             grid(denoiser.sde, config["preview"]["steps"])
         except ValueError as error:
-            raise UsageError(f"grid: {error}") from error
+            raise UsageError(f"grid: {error}", "another preview.steps or grid, or preview.every=0") from error
     return Parts(config, data, denoiser, loss, optim, sampler, grid)
 
 

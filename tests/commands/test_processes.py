@@ -55,11 +55,18 @@ def test_a_process_is_trained_stored_and_sampled(cli, tmp_path, name):
     assert done.code == 0, done.err
 
 
+def test_a_trained_process_cannot_be_changed_but_for_its_t_min(cli):
+    assert cli("train", "sde=ou", *TINY, "out=run").code == 0
+    done = cli("nll", "ckpt=run/checkpoints/last.ckpt", "sde.theta=3")
+    assert done.code == 2
+    assert done.err == "error: sde.theta is part of the trained model and cannot be changed\ntry: sde.t_min=VALUE\n"
+
+
 @pytest.mark.parametrize("words", [("sde=ve",), ("sde=edm",), ("sde=ve", "schedule=ncsn")], ids="-".join)
 def test_sigma_max_auto_is_measured_and_stored_as_a_number(cli, tmp_path, words):
     done = cli("train", *words, "schedule.sigma_max=auto", *TINY, "data.n=400", "out=run")
     assert done.code == 0, done.err
-    assert "schedule.sigma_max = " in done.out
+    assert done.out.startswith("schedule.sigma_max = ")
     stored = config(tmp_path / "run")
     items = torch.stack([x for x, *_ in Points("moons", n=400).split("train")])
     expected = largest_distance(items)
@@ -90,8 +97,41 @@ REFUSED = {
         "sample network=exact data=mixture sde=vp schedule=ddpm schedule.T=30 grid=levels steps=30",
         "there are 30 levels, so at most 29 steps, got 30",
     ),
+    "steps of the preview": (
+        "train sde=ve schedule=ncsn schedule.L=10 schedule.sigma_max=5 network=mlp grid=levels data=moons",
+        "at most 9 steps, got 10\ntry: another preview.steps or grid",
+    ),
+    "no schedule": ("train schedule=none data=moons", "sde=vp needs a schedule"),
+    "parentheses": (
+        "train sde=path 'sde.alpha=cos(pi/2*t)' data=moons",
+        "try: quote a value that holds = , [ or ( twice, once for the shell: 'sde.alpha=\"cos(pi/2*t)\"'",
+    ),
     "auto without data": ("sample network=exact data=mixture sde=ve schedule.sigma_max=auto", "sigma_max=auto needs data"),
 }  # fmt: skip
+
+
+QUIET = {  # too little noise at t_max -> the setting to change
+    "sde=vp schedule.beta_max=1": "a larger schedule.beta_max",
+    "sde=vp schedule=constant schedule.beta=1": "a larger schedule.beta\n",
+    "sde=vp schedule=ddpm schedule.betas=[0.1,0.2]": "larger schedule.betas, or",
+    "sde=ve schedule.sigma_max=1": "a larger schedule.sigma_max",
+    "sde=ve schedule=ncsn schedule.sigma_max=1": "a larger schedule.sigma_max",
+    "sde=ou sde.theta=0.1": "a larger sde.theta or sde.horizon",
+    "sde=ou sde.s=0.01": "a larger sde.s\n",
+    "sde=path sde.alpha=1-t/2 sde.sigma=t": "an sde.alpha that falls further",
+    "sde=path sde.alpha=1 sde.sigma=t": "a larger sde.sigma",
+    "sde=drift sde.f=-1 sde.g=1": "a lower sde.f",
+    "sde=drift sde.f=0 sde.g=1": "a larger sde.g",
+}
+
+
+@pytest.mark.parametrize("line", QUIET)
+def test_says_what_would_give_more_noise(cli, line):
+    done = cli(
+        "train", *shlex.split(line), "data=moons", "data.n=50", "network=mlp", "trainer.max_steps=1", "dry_run=true"
+    )
+    assert done.code == 2, done.err
+    assert done.err.partition("\ntry: ")[2].startswith(QUIET[line]), done.err
 
 
 @pytest.mark.parametrize("name", REFUSED)

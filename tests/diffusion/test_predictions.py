@@ -118,7 +118,7 @@ def test_sigma_data_is_measured_and_kept_in_the_checkpoint(cli, tmp_path):
     assert done.code == 0, done.err
     content = checkpoint.read(tmp_path / "t/checkpoints/last.ckpt")
     sigma_data = content["config"]["denoiser"]["sigma_data"]
-    assert f"sigma_data = {sigma_data:.4g}, measured" in done.out
+    assert f"prediction.sigma_data = {sigma_data:.4g}, measured" in done.out.splitlines()[0]
     assert checkpoint.load_denoiser(tmp_path / "t/checkpoints/last.ckpt").sigma_data == sigma_data
     from diffcli.commands.build import build as made
 
