@@ -79,6 +79,16 @@ def test_float32_states_and_casts_lose_nothing():
     assert (found.double() - ITEMS).abs().max() < 1e-4
 
 
+def test_a_loaded_state_takes_the_place_of_what_was_fitted():
+    """After the first score too, which keeps the items' norms."""
+    sde, xt, t = build("vp", "linear"), normal(1, 4, 2), f64(0.3)[0]
+    model, other = fitted(sde, ITEMS), fitted(sde, normal(2, 12, 2), 0.2)
+    before = model.score(xt, t)
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model.score(xt, t), other.score(xt, t))
+    assert not torch.allclose(before, model.score(xt, t))
+
+
 def test_at_no_noise_the_score_of_a_widened_item_is_its_own():
     model = fitted(OneLevel(1.0, 0.0), normal(0, 1, 3), 0.5)
     x = normal(1, 4, 3)

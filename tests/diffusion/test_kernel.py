@@ -69,14 +69,17 @@ def test_recovers_a_gaussians_score_at_one_level(sigma):
 
 
 def test_recovers_a_mixtures_score_across_the_levels():
-    """Also between the fitted levels, where it is interpolated in lam."""
+    """To a tenth where noise smooths it, to what 100 kernels can where it does not; between two fitted levels, where it is
+    interpolated in lam, no worse than at them."""
     sde = build("vp", "linear", t_min=1e-2)
     model, _ = fitted(sde, mixture_2d().sample(4000, generator(0))[0], centres=100, levels=7)
     truth = Exact(sde, mixture_2d())
     lam = torch.log(model.alpha) - torch.log(model.sigma)
     assert (lam.diff() > 0).all() and torch.allclose(lam.diff(), lam.diff()[0], rtol=1e-6)
-    for a in (lam[1], 0.5 * (lam[1] + lam[2]), lam[3], 0.5 * (lam[3] + lam[4]), 0.5 * (lam[5] + lam[6])):
-        assert relative_error(model, truth, sde.time(a)) < 0.25
+    at, between = ([relative_error(model, truth, sde.time(a)) for a in x] for x in (lam, (lam[1:] + lam[:-1]) / 2))
+    assert max(at[:4]) < 0.12 and max(at) < 0.35, at
+    for low, middle, high in zip(at[:-1], between, at[1:], strict=True):
+        assert middle < 1.25 * max(low, high), (at, between)
 
 
 def quick(sde, d=2, levels=4):
@@ -130,6 +133,20 @@ def test_bandwidth_and_ridge_are_the_best_on_held_out_items():
         assert found["bandwidth"] == [pytest.approx(bandwidth * 2**0.5)]
     assert free["held_out_ism"][0] <= min(losses) + 1e-12
     assert max(losses) > free["held_out_ism"][0] + 0.05
+
+
+def test_the_choice_is_made_on_items_that_were_not_fitted():
+    """Of 30 items and 30 kernels the least ridge fits best what was fitted, and not what was not."""
+    x, held = normal(0, 30, 2), normal(1, 200, 2)
+    model = Kernel(OneLevel(1.0, 0.3), [2], 60, bandwidth=0.25)
+    loss, h, _, a = model._fit_level(x, held, x)
+    every = solve(Features(x, x, h).gram(), Features(x, x, h).trace(), f64(*model.tried[1]))[1]
+    fitted_best, held_best = (
+        min(range(len(every)), key=lambda i, of=of: Features(of, x, h).loss(every[i]).item()) for of in (x, held)
+    )
+    assert fitted_best != held_best
+    assert torch.equal(a, every[held_best])
+    assert loss == pytest.approx(Features(held, x, h).loss(a).item(), rel=1e-12)
 
 
 def test_the_same_seed_gives_the_same_fit_and_casts_lose_nothing():
