@@ -102,6 +102,7 @@ REFUSED = {
         "at most 9 steps, got 10\ntry: another preview.steps or grid",
     ),
     "no schedule": ("train schedule=none data=moons", "sde=vp needs a schedule"),
+    "no schedule, sample": ("sample network=exact sde=vp schedule=none", "sde: it follows a schedule"),
     "parentheses": (
         "train sde=path 'sde.alpha=cos(pi/2*t)' data=moons",
         "try: quote a value that holds = , [ or ( twice, once for the shell: 'sde.alpha=\"cos(pi/2*t)\"'",

@@ -18,6 +18,7 @@ class Scheduled(SDE):
 
     def __init__(self, schedule: Schedule, t_min: float | None = None):
         super().__init__()
+        require(bool(schedule), "it follows a schedule, and schedule=none is given")  # of a config: {}
         self.schedule = schedule
         self.times, self.t_stop = schedule.times, schedule.t_stop
         t_min = schedule.t_min if t_min is None else t_min
