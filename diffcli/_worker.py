@@ -22,7 +22,8 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from diffcli.cli import report
-    from diffcli.commands.train import build_parts, build_trainer, fit
+    from diffcli.commands.prepare import build_parts
+    from diffcli.commands.train import build_trainer, fit
 
     folder = Path(os.environ["DIFFCLI_RUN_DIR"])
     try:

@@ -10,9 +10,9 @@ from omegaconf import open_dict
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import chosen, pick_device, plain, recorded, typed
 from diffcli.commands.model import GROUPS, check_shape, load_model
+from diffcli.commands.prepare import check_clock, measure
 from diffcli.commands.run_folder import choose, create, say, write_text
 from diffcli.commands.settings import check_settings
-from diffcli.commands.train import check_clock, measure
 from diffcli.commands.walk import DEFAULT_STEPS
 from diffcli.data.base import Data
 from diffcli.diffusion.denoiser import Denoiser

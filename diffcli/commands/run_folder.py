@@ -26,7 +26,13 @@ OWN = (
     "nll.csv",
 )
 OWN += ("grid.png", "trajectory.png", "trajectory.gif", "comparison.png", "denoised.png", "wandb", "tensorboard")
-OWN += ("model.json", "model.safetensors", "config.json", "diffusion_pytorch_model.safetensors", "scheduler_config.json")
+OWN += (
+    "model.json",
+    "model.safetensors",
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "scheduler_config.json",
+)
 OWN += ("explain.json", "coefficients.csv", "clocks.csv", "coefficients.png", "forward.png", "scores.png", "energy.png")
 OWN += ("marginals.png",)
 

@@ -26,7 +26,14 @@ MORE = {  # what an option cannot do without
     "coupling=reflow": ["coupling.pairs=16", "coupling.steps=2", "ckpt=teacher/checkpoints/last.ckpt"],
 }
 DATA = ["data=moons", "data.n=200"]
-RUN = ["trainer.max_steps=5", "batch_size=16", "preview.every=0", "trainer.limit_val_batches=0", "out=run"]
+RUN = [
+    "trainer.max_steps=5",
+    "trainer.log_every_n_steps=1",
+    "batch_size=16",
+    "preview.every=0",
+    "trainer.limit_val_batches=0",
+    "out=run",
+]
 TEACHER = ["train", *DATA, *SMALL["mlp"], *RUN[1:-1], "trainer.max_steps=1", "out=teacher"]
 
 

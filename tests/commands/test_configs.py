@@ -13,7 +13,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from diffcli.commands.build import build, check
-from diffcli.commands.train import build_parts, build_trainer, prepare
+from diffcli.commands.prepare import build_parts, prepare
+from diffcli.commands.train import build_trainer
 from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError

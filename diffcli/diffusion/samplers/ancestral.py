@@ -24,7 +24,8 @@ class Ancestral(FixedGrid):
 
     The posterior of x_s given x_t and x0 = x0_hat, with its own ("small") `std^2 = sigma_s^2 (1 - e^{-2h})`, the forward
     step's ("large") `std^2 = sigma_{t|s}^2`, or the one between the two that the model has learned; on any SDE.  The step to x_0
-    itself, which has no z, is last=denoise.  Raises ValueError for another variance, and in setup for a learned one that the model lacks.
+    itself, which has no z, is last=denoise.
+    Raises ValueError for another variance, and in setup for a learned one that the model lacks.
     Ho et al. 2020, eq. 6-7, arXiv:2006.11239; Nichol & Dhariwal 2021, eq. 15, arXiv:2102.09672;
     Kingma et al. 2021, eq. 25-28, arXiv:2107.00630.
     """

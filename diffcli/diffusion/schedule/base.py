@@ -10,7 +10,8 @@ class Schedule(nn.Module):
 
     `l` is VP's half log-SNR, `alpha^2 = sigmoid(2 l)`, `sigma^2 = sigmoid(-2 l)`; the SDE says what it means elsewhere
     (VE: `sigma = e^-l`).  `t_min` and `t_max` bound the times at which l is finite and alpha is not 0.
-    Sampling stops at t_stop unless a grid says otherwise.  `times` holds the training levels of a discrete chain, increasing, else None.
+    Sampling stops at t_stop unless a grid says otherwise.
+    `times` holds the training levels of a discrete chain, increasing, else None.
     """
 
     t_min: float = 0.0

@@ -1,0 +1,202 @@
+"""What a training needs before it starts: a config made whole, and parts that are known to go together."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from diffcli.commands.build import build, check
+from diffcli.commands.common import check_walk, chosen, pick_device, typed
+from diffcli.commands.fit import check_fit
+from diffcli.commands.run_folder import say
+from diffcli.commands.settings import check_settings
+from diffcli.data.base import Data
+from diffcli.data.measure import MEASURES
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.fitted import Fitted
+from diffcli.diffusion.loss import Loss, TrainingSet
+from diffcli.errors import UsageError
+from diffcli.randomness import key
+
+GROUPS = {
+    "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
+    "sampler", "grid", "denoiser", "sweep", "experiment",
+}  # fmt: skip
+
+
+@dataclass
+class Parts:
+    """What a config builds, all of it checked, before anything is written."""
+
+    config: dict
+    data: Data
+    denoiser: Denoiser
+    loss: Loss
+    optim: object
+    sampler: object
+    grid: object
+
+
+def prepare(cfg) -> None:
+    """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
+    check_settings(OmegaConf.to_container(cfg, resolve=False), GROUPS)
+    with open_dict(cfg):
+        if cfg.devices is not None:
+            cfg.trainer.devices = cfg.devices
+        if cfg.device is not None:
+            cfg.trainer.accelerator = {"cuda": "gpu"}.get(cfg.device, cfg.device)
+    if cfg.trainer.accelerator == "gpu":
+        pick_device("cuda")
+    _check_devices(cfg.trainer)
+    if typed("network=exact"):
+        raise UsageError(
+            "network=exact is known already and is not trained", "diffcli sample network=exact data=mixture"
+        )
+    data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
+    for split in ("train", "val"):
+        data.split(split)  # a missing file is found before anything is made
+    check_clock(cfg)
+    measure(cfg, data)
+    _match_outputs(cfg)
+    if "shape" in cfg.network:
+        shape = list(data.shape)
+        if cfg.network.shape is not None and list(cfg.network.shape) != shape:
+            raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
+        cfg.network.shape = shape
+    for name in ("classes", "vector"):
+        if cfg.network.get(name):
+            raise UsageError(
+                f"network.{name}={cfg.network[name]}: training gives the network no condition", f"network.{name}=0"
+            )
+    if "n" in cfg.network:
+        n = len(data.split("train"))
+        if cfg.network.n not in (None, n):
+            raise UsageError(f"network.n={cfg.network.n} is not the number of training items, {n}", "leave it out")
+        cfg.network.n = n
+
+
+def check_clock(cfg) -> None:
+    """Refuse a schedule for a process that has its own clock, and a process for a model of one level."""
+    name = chosen("sde")
+    if "alpha" in cfg.get("level", {}) and name != "one":
+        raise UsageError(
+            f"levels=one is a model of one noise level, without sde={name}", "levels=one alone, or sde= alone"
+        )
+    if "level" not in cfg and name == "one":
+        raise UsageError("sde=one has no noise level", "levels=one level.sigma=0.1")
+    if "schedule" not in cfg.sde and cfg.schedule:
+        raise UsageError(
+            f"sde={name} has a clock of its own and takes no schedule", "leave schedule= out, or sde=vp|subvp|ve|flow"
+        )
+    if "schedule" in cfg.sde and not cfg.schedule:
+        raise UsageError(f"sde={name} needs a schedule", "leave schedule=none out, or sde=ou|path|drift")
+
+
+def measure(cfg, data: Data) -> None:
+    """Put the measured number in the place of auto, so that the checkpoint holds it."""
+    for group, node in cfg.items():
+        if OmegaConf.is_interpolation(cfg, group):  # denoiser is prediction or network under another name
+            continue
+        for name in MEASURES.keys() & (node.keys() if isinstance(node, DictConfig) else ()):
+            if OmegaConf.is_interpolation(node, name) or node[name] != "auto":
+                continue
+            if node.get("weight", "edm") != "edm":  # no other weight of a loss needs it: spare the reading of all items
+                continue
+            node[name] = MEASURES[name](training_set(data).items())
+            say(f"{group}.{name} = {node[name]:.4g}, measured on the training items")
+
+
+def _match_outputs(cfg) -> None:
+    """Give the network as many outputs as the prediction reads, and no second one that nothing would train."""
+    wanted, known = cfg.prediction.get("outputs", 1), "outputs" in cfg.network
+    learned = cfg.loss.get("variance") == "learned"
+    if wanted == 2 and not learned:
+        raise UsageError(
+            "prediction.outputs=2 adds a variance that this loss does not train", "loss=vlb loss.variance=learned"
+        )
+    if learned and wanted != 2:
+        raise UsageError("loss.variance=learned needs a model with two outputs", "prediction.outputs=2")
+    if wanted == 2 and not known:
+        raise UsageError("prediction.outputs=2: this network has one output", "network=mlp|unet")
+    if known and cfg.network.outputs == 1:
+        cfg.network.outputs = wanted
+    if known and cfg.network.outputs != wanted:
+        raise UsageError(
+            f"network.outputs={cfg.network.outputs} is not what the prediction reads, {wanted}", "leave it out"
+        )
+
+
+def _check_devices(trainer) -> None:
+    """Refuse more processes on this machine than it has GPUs or cores: they would only wait for memory and each other."""
+    gpus = torch.cuda.device_count() if trainer.accelerator in ("gpu", "cuda", "auto") else 0
+    there, kind = (gpus, "GPUs") if gpus else (max(2, os.cpu_count() or 1), "CPU cores")
+    wanted = trainer.get("devices")
+    if str(wanted).isdigit() and int(wanted) > there:
+        raise UsageError(f"trainer.devices={wanted}: this machine has {there} {kind}", f"trainer.devices={there}")
+
+
+def build_parts(config: dict) -> Parts:
+    """Build every part of a plain config.  Raises UsageError for the first that does not fit."""
+    data, loss, optim = (build(config[name], name) for name in ("data", "loss", "optim"))
+    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    check(config["trainer"], "trainer")
+    torch.manual_seed(key(config["seed"], "init") % 2**63)
+    try:
+        denoiser = build(config["denoiser"], "prediction" if "network" in config["denoiser"] else "network")
+    except UsageError as error:
+        if "takes images" in error.message:
+            raise UsageError(error.message, "network=mlp") from error
+        if "no setting 'free'" in error.message:
+            raise UsageError("this prediction is not free, and loss=cnf needs one", "prediction=velocity") from error
+        raise
+    if denoiser.sde.is_process:
+        # the prior's warning is that of _warn, which knows the data
+        check_walk(denoiser, sampler.kind if config["preview"]["every"] else "ode", "stop", warn=False)
+    _fit_together(config, denoiser, loss, data)
+    try:
+        sampler.setup(denoiser)
+    except ValueError as error:
+        raise UsageError(f"sampler: {error}") from error
+    if config["preview"]["every"] and denoiser.sde.is_process:
+        try:
+            grid(denoiser.sde, config["preview"]["steps"])
+        except ValueError as error:
+            raise UsageError(f"grid: {error}", "another preview.steps or grid, or preview.every=0") from error
+    return Parts(config, data, denoiser, loss, optim, sampler, grid)
+
+
+def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:
+    """Let the loss meet the model and the data.  Raises UsageError where they do not go together."""
+    if isinstance(denoiser, Fitted):
+        return check_fit(chosen("network"), config)
+    _check_coupling(config)
+    if config["compile"] and (loss.double_backward or denoiser.double_backward):
+        what = "loss" if loss.double_backward else "prediction"
+        raise UsageError(f"compile=true cannot differentiate a network twice, as this {what} does", "compile=false")
+    try:
+        loss.setup(denoiser, training_set(data))
+    except ValueError as error:
+        raise UsageError(f"loss: {error}") from error
+
+
+def _check_coupling(config: dict) -> None:
+    """Refuse a coupling, or a model for it to start from, that nothing here would use."""
+    coupling, used = config["coupling"], "coupling" in config["loss"]
+    if not used and not coupling["_target_"].endswith(".Independent"):
+        raise UsageError("this loss gives each item its own noise, so a coupling would do nothing", "loss=flow")
+    if config["ckpt"] is not None and not (used and "ckpt" in coupling):
+        raise UsageError(
+            "ckpt= is the model that a coupling starts from, and this training has no such coupling",
+            "loss=flow coupling=reflow, or resume=PATH to go on with a training",
+        )
+
+
+def training_set(data: Data) -> TrainingSet:
+    """What a loss may know of a data set."""
+
+    def items():
+        split = data.split("train")
+        return data.transform.encode(split.__getitems__(range(len(split)))[0])
+
+    return TrainingSet(items, tuple(data.shape), data.transform.levels, getattr(data, "mixture", None))
