@@ -61,7 +61,9 @@ def composed(command: str, *overrides: str) -> dict:
 def build_data(node):
     data = build(node, "data")
     assert data.transform is not None
-    if not any(kind in node["_target_"] for kind in ("torchvision", "ImageFolder", "Blank")):  # whose items are not there
+    if not any(
+        kind in node["_target_"] for kind in ("torchvision", "ImageFolder", "Blank")
+    ):  # whose items are not there
         assert data.split("test")[0][0].shape == tuple(data.shape)
     else:
         assert len(data.shape) == 3

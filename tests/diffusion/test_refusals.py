@@ -41,7 +41,10 @@ REFUSED = {
         lambda: Likelihood(divergence="exakt"),
         "divergence must be one of exact, hutchinson, got exakt",
     ),
-    "weight": (lambda: DSM("sigma"), "weight must be one of simple, likelihood, uniform, min_snr, edm, v, snr, learned, got"),
+    "weight": (
+        lambda: DSM("sigma"),
+        "weight must be one of simple, likelihood, uniform, min_snr, edm, v, snr, learned, got",
+    ),
     "time": (lambda: DSM(time="lam"), "time must be one of uniform, levels, lognormal, importance, got lam"),
 }
 
