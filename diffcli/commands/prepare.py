@@ -183,6 +183,8 @@ def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> N
 def _check_coupling(config: dict) -> None:
     """Refuse a coupling, or a model for it to start from, that nothing here would use."""
     coupling, used = config["coupling"], "coupling" in config["loss"]
+    if chosen("loss") == "ot_flow" and chosen("coupling") != "ot":
+        raise UsageError("loss=ot_flow is loss=flow with coupling=ot", f"loss=flow coupling={chosen('coupling')}")
     if not used and not coupling["_target_"].endswith(".Independent"):
         raise UsageError("this loss gives each item its own noise, so a coupling would do nothing", "loss=flow")
     if config["ckpt"] is not None and not (used and "ckpt" in coupling):

@@ -186,6 +186,8 @@ ROWS = {
     "logger mode": ("train logger=wandb logger.mode=onlin", "logger.mode"),
     "network shape": ("train data=moons network.shape=[3]", "[2]"),
     "classes -1": ("train network.classes=-1", "classes"),
+    "classes that nothing feeds": ("train network.classes=10", "network.classes=10: training gives the network no"),
+    "another coupling than the loss's": ("train loss=ot_flow coupling=independent", "loss=flow with coupling=ot"),
     "val file": ("train data=array data.file={files}/three.npy data.val_file=missing.npy network=mlp", "missing.npy"),
     "evaluate n 1": ("evaluate network=exact n=1", "at least 2"),
     "evaluate data n 1": ("evaluate network=exact data.n=1", "at least"),
