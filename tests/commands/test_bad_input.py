@@ -39,7 +39,7 @@ ROWS = {
     "group of train": ("sample network=exact loss=dsm", "one of train"),
     "option": ("train sde=vpp", "'vp'"),
     "option case": ("train sde=VP", "'vp'"),
-    "option swapped": ("train loss=dms", "'dsm'"),
+    "option swapped": ("train loss=vbl", "'vlb'"),
     "option half": ("sample network=exact sampler=dpm", "'dpm2'"),
     "option long": ("train prediction=epsilon", "'eps'"),
     "option data": ("train data=mist", "'mnist'"),
@@ -70,7 +70,7 @@ ROWS = {
     "key of a data set": ("sample ckpt={ckpt} data.nois=0", "'noise'"),
     "key not of this data": ("sample ckpt={ckpt} data.rot=x", "'rot'"),
     "key not of this sde": ("sample ckpt={ckpt} sde.tmin=1e-3", "'t_min'"),
-    "key of the fixed sde": ("sample ckpt={ckpt} sde.schedule=linear", "'schedule'"),
+    "key of the fixed sde": ("sample ckpt={ckpt} sde.schedule=linear", "sde.schedule"),
     "interpolation": ("sample network=exact n=${{foo}}", "'foo'"),
     # wrong types
     "batch_size text": ("train batch_size=abc", "whole number"),
