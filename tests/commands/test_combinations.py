@@ -102,6 +102,7 @@ TABLES = ("process", "loss", "network")
 ROWS = [(name, row) for name in TABLES for row in table(name)[0]]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("name", "row"), ROWS, ids=lambda x: x.replace(" ", ","))
 def test_every_pair_trains_or_is_refused(cli, tmp_path, name, row):
     columns = table(name)[1]
