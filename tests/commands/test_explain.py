@@ -101,7 +101,9 @@ def test_beside_a_model(cli, tmp_path):
 
 def test_a_measured_sigma_max(cli, tmp_path):
     found, done = explained(cli, tmp_path, "sde=ve", "schedule.sigma_max=auto", *SMALL, files={"forward.png"})
-    (largest,) = [float(line.split()[2].rstrip(",")) for line in done.out.splitlines() if "schedule.sigma_max =" in line]
+    (largest,) = [
+        float(line.split()[2].rstrip(",")) for line in done.out.splitlines() if "schedule.sigma_max =" in line
+    ]
     assert found["coefficients"]["sigma"][-1] == pytest.approx(largest, rel=1e-3)
 
 
