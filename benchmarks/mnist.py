@@ -29,7 +29,7 @@ def digits(root: str, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Judge(nn.Module):
-    """Logits (N, 10) of digits (N, 1, 28, 28) in [0, 1]: four convolutions with batch norm, two of them strided, then two layers."""
+    """Logits (N, 10) of digits (N, 1, 28, 28) in [0, 1]: four convolutions with batch norm, two of them strided, two layers."""
 
     def __init__(self, width: int = 32):
         super().__init__()
