@@ -10,13 +10,13 @@ one() { # experiment, then the settings of its sampler
     local name=$1
     shift
     diffcli train experiment="$name" data.root="$root" out="$out/$name" resume=auto
-    diffcli sample ckpt="$out/$name/checkpoints/last.ckpt" n=200 png=false "$@" out="$out/$name-samples" overwrite=true
+    diffcli sample ckpt="$out/$name/checkpoints/last.ckpt" n=128 batch_size=128 png=false "$@" out="$out/$name-samples" overwrite=true
 }
 
 one mnist_vp sampler=ancestral steps=400
 one mnist_ddpm sampler=ancestral grid=levels
 one mnist_ncsn sampler=ancestral grid=levels
 one mnist_edm sampler=ancestral grid=karras steps=200
-one mnist_flow sampler=ancestral steps=400
+one mnist_flow sampler=ancestral steps=250
 
 python "$(dirname "$0")/../benchmarks/mnist.py" "$root" "$out"/*-samples
