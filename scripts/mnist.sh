@@ -14,8 +14,8 @@ one() { # experiment, then the settings of its sampler
 }
 
 one mnist_vp sampler=ancestral steps=400
-one mnist_ddpm sampler=ancestral grid=levels
-one mnist_ncsn sampler=ancestral grid=levels
+one mnist_ddpm sampler=ancestral grid=uniform_lam steps=400
+one mnist_ncsn sampler=ancestral grid=karras steps=500
 one mnist_edm sampler=ancestral grid=karras steps=200
 one mnist_flow sampler=ancestral steps=250
 
