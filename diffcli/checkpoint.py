@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import os
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -29,6 +30,21 @@ def newest(root: str | Path = "outputs") -> Path:
             "diffcli train, or ckpt=PATH, or network=exact data=mixture",
         )
     return found[-1]
+
+
+def write(content: dict, path: str | Path) -> None:
+    """Write to a temporary file in the same folder, flush it to the disk, rename it: a final name has a whole checkpoint."""
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> dict:

@@ -31,8 +31,6 @@ def check_fit(name: str, config: dict) -> None:
 
 def fit_at_once(denoiser: Fitted, data: TrainingSet, parts, path: Path, folder: RunFolder) -> int:
     """Fit, write checkpoints/last.ckpt and a preview of a process, and keep the record.  Returns the exit code."""
-    from diffcli.training.checkpoints import AtomicCheckpointIO
-
     config = parts.config
     try:
         found = denoiser.fit(data, config["seed"])
@@ -46,7 +44,7 @@ def fit_at_once(denoiser: Fitted, data: TrainingSet, parts, path: Path, folder: 
         "state_dict": {f"denoiser.{name}": value for name, value in denoiser.state_dict().items()},
         "ema": {},  # of weights, which it has none of
     }
-    AtomicCheckpointIO().save_checkpoint(content, path / "checkpoints" / "last.ckpt")
+    checkpoint.write(content, path / "checkpoints" / "last.ckpt")
     files = [path / "checkpoints" / "last.ckpt"]
     if config["preview"]["every"] and denoiser.sde.is_process:
         files.append(_preview(denoiser, parts, path / "samples" / "step0000000.png"))

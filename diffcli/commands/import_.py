@@ -11,7 +11,7 @@ from diffcli.commands.settings import check_settings
 from diffcli.data.base import Data
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
-from diffcli.interchange import read_folder, save_checkpoint
+from diffcli.interchange import read_folder
 
 
 def run(cfg) -> int:
@@ -31,7 +31,7 @@ def run(cfg) -> int:
         return 0
     folder = create(path, "import", config)
     with recorded(folder):
-        save_checkpoint(content | {"global_step": 0}, path / "checkpoints" / "last.ckpt")
+        checkpoint.write(content | {"global_step": 0}, path / "checkpoints" / "last.ckpt")
         results = {"parameters": parameters(denoiser), "shape": content["shape"], "notes": notes}
         folder.write("finished", steps=0, results=results)
     say(f"{parameters(denoiser):,} parameters, items of shape {tuple(content['shape'])}, from {source}")

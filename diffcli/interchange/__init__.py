@@ -4,9 +4,9 @@ from pathlib import Path
 
 from diffcli.errors import UsageError
 from diffcli.interchange import diffusers_folder, own
-from diffcli.interchange.files import MODEL_FILES, OWN_CONFIG, save_checkpoint
+from diffcli.interchange.files import MODEL_FILES, OWN_CONFIG
 
-__all__ = ["MODEL_FILES", "diffusers_folder", "own", "read_folder", "save_checkpoint"]
+__all__ = ["MODEL_FILES", "diffusers_folder", "own", "read_folder"]
 
 
 def read_folder(path: Path) -> dict:

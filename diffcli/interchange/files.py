@@ -1,7 +1,6 @@
 """Reading and writing the files: nothing in them is run, what is damaged is refused, what is written is whole."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -55,17 +54,3 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file; numbers come back as they are, to the last bit."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def save_checkpoint(content: dict, path: Path) -> None:
-    """Write a checkpoint to a temporary file in the same folder, flush it to the disk, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

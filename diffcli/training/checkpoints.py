@@ -1,30 +1,20 @@
 """When checkpoints are written, and how: under a final name there is always a whole one."""
 
-import os
 from pathlib import Path
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from diffcli.checkpoint import write
 from diffcli.errors import NumericalError
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file in the same folder, flushes it to the disk, then renames it."""
+    """Lightning's writer, by `checkpoint.write`."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None) -> None:
-        path = Path(path).resolve()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write(checkpoint, path)
 
 
 class Checkpoints(L.Callback):

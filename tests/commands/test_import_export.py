@@ -12,7 +12,7 @@ from diffcli.commands.import_ import read_model
 from diffcli.diffusion.grid import Levels
 from diffcli.diffusion.samplers import DDIM, Ancestral, sample
 from diffcli.errors import DiffcliError
-from diffcli.interchange import read_folder, save_checkpoint
+from diffcli.interchange import read_folder
 from diffcli.interchange.diffusers_folder import chain, scheduler_betas
 
 diffusers = pytest.importorskip("diffusers")
@@ -308,7 +308,7 @@ def made(path, network, prediction="Eps", sde=None, **more):
     ema = {k: v + 0.01 for k, v in state.items() if k in weights}
     data = {"_target_": "diffcli.data.blank.Blank", "shape": [1, 8, 8]}
     content = {"format": 1, "config": {"denoiser": node, "data": data}, "state_dict": state, "ema": ema}
-    save_checkpoint(content | {"shape": [1, 8, 8], "global_step": 3}, path)
+    checkpoint.write(content | {"shape": [1, 8, 8], "global_step": 3}, path)
     return node
 
 
