@@ -60,7 +60,7 @@ class Denoiser(nn.Module):
         return x0, eps, v
 
     def _variance_parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`parts`, and v."""
+        """`parts`, and v; asked only of a denoiser with two outputs (`check_variance` refuses the others before work)."""
         raise NotImplementedError(f"{type(self).__name__} has no learned variance")
 
     def score(self, xt: Tensor, t: Tensor, **cond) -> Tensor:

@@ -79,9 +79,9 @@ def flow_time(lam: Tensor) -> Tensor:
 def position(levels: Tensor, x: Tensor) -> Tensor:
     """Where x stands among increasing levels: 0 at the first, linear between two, nan outside."""
     inside = _within(x, levels[0].item(), levels[-1].item())
-    right = torch.searchsorted(levels, inside.nan_to_num(levels[0].item()).contiguous()).clamp(1, len(levels) - 1)
+    right = torch.searchsorted(levels, x.contiguous()).clamp(1, len(levels) - 1)
     low, high = levels[right - 1], levels[right]
-    return torch.where(inside.isnan(), math.nan, (right - 1) + (inside - low) / (high - low))
+    return (right - 1) + (inside - low) / (high - low)
 
 
 def clocks(sde: SDE, t: Tensor) -> dict[str, Tensor]:

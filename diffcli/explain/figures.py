@@ -84,7 +84,7 @@ def point_paths(frames: np.ndarray, trails: np.ndarray, times: list[float], titl
     figure, axes = _figure(2, columns, (3 * columns, 6.6))
     for ax in axes.ravel()[count:]:
         ax.set_axis_off()
-    for k, (ax, x, t) in enumerate(zip(axes.ravel(), frames, times, strict=False)):
+    for k, (ax, x, t) in enumerate(zip(axes.ravel()[:count], frames, times, strict=True)):
         low, high = boxes[k]
         centre, half = (low + high) / 2, 0.6 * (high - low).max()
         ax.plot(x[:, 0], x[:, 1], ".", color="0.7", markersize=2.5, markeredgewidth=0, rasterized=True)
@@ -163,7 +163,7 @@ def densities(heat: dict, rows: dict[str, list[dict]], title: str, path: Path) -
     for (name, panels), line in zip(rows.items(), axes, strict=True):
         for ax in line[len(panels) :]:
             ax.set_axis_off()
-        for panel, ax in zip(panels, line, strict=False):
+        for panel, ax in zip(panels, line[: len(panels)], strict=True):
             shade = ax.pcolormesh(
                 heat["t"], heat["x"], heat["density"], cmap="Greys", vmin=0, shading="gouraud", rasterized=True
             )
