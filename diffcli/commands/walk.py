@@ -54,11 +54,13 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
         return steps
     if sampler.evaluations is None:
         raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
-    fitting = (nfe - (last == "denoise")) // sampler.evaluations
-    if fitting < 1:
-        least = sampler.evaluations + (last == "denoise")
-        raise UsageError(f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more")
-    return fitting
+    try:
+        return most_steps(sampler, nfe - (last == "denoise"))
+    except ValueError as error:
+        least = sampler.cost(1) + (last == "denoise")
+        raise UsageError(
+            f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more"
+        ) from error
 
 
 def draw_all(

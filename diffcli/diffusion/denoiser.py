@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from diffcli.diffusion.numeric import match
 from diffcli.diffusion.sde import SDE
 
+KEPT = 2**14  # coefficients of so many times are kept
+
 
 class Denoiser(nn.Module):
     """`x0_hat = E[x0 | x_t]` written as `x0_hat = c_skip x_t + c_out F`, and its readings eps, score, v and velocity.
@@ -25,6 +27,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.sde = sde
         self.rows = 0  # rows of xt evaluated so far, see `evaluations`
+        self._kept: dict[tuple[str, float], tuple[Tensor, ...]] = {}
 
     @abstractmethod
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,6 +85,10 @@ class Denoiser(nn.Module):
         """The same field against lam, `dx/dlam = (dlog(sigma)/dlam) xt + alpha x0_hat`: smooth down to sigma = 0."""
         return self.read(xt, t, [(self.sde.dlog_sigma(t) / self.sde.dlam(t), self.sde.alpha(t))], **cond)[0]
 
+    def reading(self, xt: Tensor, t: Tensor, p: float, q: float, **cond) -> Tensor:
+        """`p xt + q x0_hat`: any of the readings, by its coefficients at a time of a grid."""
+        return self.read(xt, t, [(p, q)], **cond)[0]
+
     def read(self, xt: Tensor, t: Tensor, readings, **cond) -> list[Tensor]:
         """The linear readings `p xt + q x0_hat = (p + q c_skip) xt + (q c_out) F`, one evaluation for all pairs (p, q)."""
         return self._combine(xt, *self.evaluate(xt, t, **cond), readings)
@@ -91,8 +98,22 @@ class Denoiser(nn.Module):
         return [match(p + q * c_skip, xt) * xt + match(q * c_out, xt) * out for p, q in readings]
 
     def _eps(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kept("eps", self._eps_at, t)
+
+    def _eps_at(self, t: Tensor) -> tuple[Tensor, Tensor]:
         sigma = self.sde.sigma(t)
         return 1 / sigma, -self.sde.alpha(t) / sigma
+
+    def kept(self, name: str, fn, t: Tensor) -> tuple[Tensor, ...]:
+        """`fn(t)`; that of a time of a grid, t () on the CPU, is computed once and not at each step of each batch."""
+        if t.ndim or t.requires_grad or t.device.type != "cpu":
+            return fn(t)
+        key = name, t.item()
+        if key not in self._kept:
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[key] = fn(t)
+        return self._kept[key]
 
 
 def evaluations(denoiser: Denoiser) -> int:

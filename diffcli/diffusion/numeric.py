@@ -40,6 +40,15 @@ def match(c: Tensor, x: Tensor) -> Tensor:
     return c.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
+def combine(*terms: tuple[float, Tensor]) -> Tensor:
+    """`sum c x` over terms (c, x), accumulated in the one tensor that it makes."""
+    (c, x), *rest = terms
+    total = c * x
+    for c, x in rest:
+        total.add_(x, alpha=c)
+    return total
+
+
 class Constants(nn.Module):
     """Float64 tensors that a module carries: they move with it, stay float64 under every cast, and are in no state dict."""
 

@@ -19,7 +19,9 @@ class Tableau:
         self.order, self.c, self.a, self.b, self.e = order, c, a, b, e
 
 
+EULER = Tableau(1, [0], [[]], [1])
 HEUN = Tableau(2, [0, 1], [[], [1]], [1 / 2, 1 / 2])
+KUTTA3 = Tableau(3, [0, 1 / 2, 1], [[], [1 / 2], [-1, 2]], [1 / 6, 2 / 3, 1 / 6])
 RK4 = Tableau(4, [0, 1 / 2, 1 / 2, 1], [[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6])
 # Dormand & Prince 1980, RK5(4)7M: the last stage is the next step's first
 DOPRI5 = Tableau(

@@ -36,17 +36,21 @@ class Prediction(Denoiser):
         return 1000 * t
 
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
-        return *self.skip_and_out(t), self._call(xt, t, **cond)[0]
+        return *self._skip_and_out(t), self._call(xt, t, **cond)[0]
 
     def _variance_parts(self, xt, t, **cond):
         out, second = self._call(xt, t, **cond)
-        return *self.skip_and_out(t), out, torch.sigmoid(second)
+        return *self._skip_and_out(t), out, torch.sigmoid(second)
+
+    def _skip_and_out(self, t: Tensor) -> tuple[Tensor, ...]:
+        return self.kept("skip_and_out", self.skip_and_out, t)
 
     def _call(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, ...]:
         """The network's outputs, each of xt's shape and dtype."""
         weight = next(self.network.parameters(), xt)
-        x = (match(self.c_in(t), xt) * xt).to(weight.dtype)
-        out = self.network(x, self.c_noise(t).to(x).expand(xt.shape[0]), **cond)
+        c_in, c_noise = self.kept("inputs", lambda t: (self.c_in(t), self.c_noise(t)), t)
+        x = (match(c_in, xt) * xt).to(weight.dtype)
+        out = self.network(x, c_noise.to(x).expand(xt.shape[0]), **cond)
         if self.outputs > 1:  # half of one output would broadcast in silence
             require(
                 out.shape[1] == self.outputs * xt.shape[1],

@@ -1,9 +1,16 @@
+from diffcli.diffusion.samplers.adams import LMS, Deis
 from diffcli.diffusion.samplers.ancestral import Ancestral
 from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, sample
 from diffcli.diffusion.samplers.ddim import DDIM
 from diffcli.diffusion.samplers.dpm2 import DPM2
+from diffcli.diffusion.samplers.dpmpp_multistep import DPMpp2M, DPMpp3M
 from diffcli.diffusion.samplers.euler_maruyama import EulerMaruyama
-from diffcli.diffusion.samplers.heun import Heun
+from diffcli.diffusion.samplers.pndm import PNDM
 from diffcli.diffusion.samplers.rk45 import RK45
+from diffcli.diffusion.samplers.runge_kutta import RK4, Euler, Heun
+from diffcli.diffusion.samplers.unipc import UniPC
 
-__all__ = ["DDIM", "DPM2", "RK45", "Ancestral", "EulerMaruyama", "FixedGrid", "Heun", "Sampler", "Samples", "sample"]
+__all__ = [
+    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "DPMpp2M", "DPMpp3M", "Deis", "Euler", "EulerMaruyama", "FixedGrid",
+    "Heun", "Sampler", "Samples", "UniPC", "sample",
+]  # fmt: skip

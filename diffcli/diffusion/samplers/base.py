@@ -1,6 +1,8 @@
 """What every sampler is, and the one loop over a fixed grid."""
 
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -8,7 +10,9 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.numeric import require
 from diffcli.diffusion.sde import SDE
+from diffcli.diffusion.watched import Watched
 
 
 @dataclass(frozen=True)
@@ -33,42 +37,69 @@ class Samples(NamedTuple):
     nfe: Tensor
 
 
+def straight(steps: Iterable[int]) -> Iterable[int]:
+    """The progress that nobody watches."""
+    return steps
+
+
 class Sampler(ABC):
     """Takes a denoiser with its conditions bound, x at times[0], decreasing times and noise, to x at times[-1].
 
-    kind: ode or sde (does it draw noise?).  order: of its global error on `grid=uniform_lam` (ode: strong, sde: weak).
+    kind: ode (no noise), sde (follows the marginals with noise), score (asks the score alone: Langevin, ascent).
+    order: of its global error on `grid=uniform_lam` with the `starter` it names (ode: strong, sde: weak); None for `score`.
+    clock: what it steps in, lam or t; one that steps in t has no order on a table, whose lam(t) has kinks.
     evaluations: of the denoiser a step; None if it chooses its steps itself.
     """
 
-    kind: ClassVar[Literal["ode", "sde"]]
-    order: ClassVar[int]
+    kind: ClassVar[Literal["ode", "sde", "score"]]
+    order: ClassVar[int | None]
     evaluations: ClassVar[int | None]
+    clock: ClassVar[Literal["lam", "t"]] = "lam"
+    starter: str | None = None
+    needs: ClassVar[str] = ""  # which SDEs or models it is for, in words; empty: all
 
     def setup(self, denoiser: Denoiser) -> None:  # noqa: B027 - most have nothing to check
         """Called once, before any work.  Raises ValueError where the sampler does not go with the model."""
 
+    def cost(self, steps: int) -> int | None:
+        """Evaluations of the denoiser that a walk of so many steps takes, apart from last=denoise; None if it chooses its steps."""
+        return None if self.evaluations is None else self.evaluations * steps
+
     @abstractmethod
-    def walk(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise, callback) -> Samples:
-        """The whole walk; callback(i, x) is called with x at times[i] for i = 1 ... steps."""
+    def walk(
+        self,
+        denoiser: Denoiser,
+        x: Tensor,
+        times: Tensor,
+        noise,
+        callback: Callable[[int, Tensor], None] | None = None,
+        progress: Callable[[Iterable[int]], Iterable[int]] = straight,
+    ) -> Samples:
+        """The whole walk; callback(i, x) is called with x at times[i] for i = 1 ... steps, progress wraps the steps."""
 
     def last(self) -> str:
-        """What its last step does unless it is told: stop at times[-1] (ode), or return x0_hat (sde)."""
+        """What its last step does unless it is told: stop at times[-1] (ode), or return x0_hat."""
         return "stop" if self.kind == "ode" else "denoise"
 
 
 class FixedGrid(Sampler):
-    """A sampler whose steps are those of the grid; it writes `step`."""
+    """A sampler whose steps are those of the grid; it writes `step`, and remembers `memory` things between steps."""
+
+    memory: int = 0
 
     def plan(self, sde: SDE, times: Tensor) -> Plan:
         return Plan.at(sde, times)
 
     @abstractmethod
-    def step(self, denoiser: Denoiser, xt: Tensor, i: int, plan: Plan, history: list, noise) -> Tensor:
-        """From x at t = times[i] to x at s = times[i + 1]; `noise(i + 1)` is its standard normal noise."""
+    def step(self, denoiser: Denoiser, xt: Tensor, i: int, plan: Plan, history: deque, noise) -> Tensor:
+        """From x at t = times[i] to x at s = times[i + 1]; `noise(i + 1)` is its standard normal noise.
 
-    def walk(self, denoiser, x, times, noise, callback=None):
-        plan, history, before = self.plan(denoiser.sde, times), [], evaluations(denoiser)
-        for i in range(len(times) - 1):
+        What it leaves in `history` (newest left, the oldest falls out) is there in the next step.
+        """
+
+    def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
+        plan, history, before = self.plan(denoiser.sde, times), deque(maxlen=self.memory), evaluations(denoiser)
+        for i in progress(range(len(times) - 1)):
             x = self.step(denoiser, x, i, plan, history, noise)
             if callback is not None:
                 callback(i + 1, x)
@@ -76,14 +107,33 @@ class FixedGrid(Sampler):
         return Samples(x, torch.full((x.shape[0],), nfe))
 
 
+def most_steps(sampler: Sampler, nfe: int) -> int:
+    """The most steps whose cost is at most nfe.  Raises ValueError where not even one fits."""
+    steps = 0
+    while sampler.cost(steps + 1) <= nfe:
+        steps += 1
+    require(steps > 0, f"{nfe} evaluations are too few for one step, which takes {sampler.cost(1)}")
+    return steps
+
+
 def sample(
-    denoiser: Denoiser, sampler: Sampler, start: Tensor, times: Tensor, noise, last=None, callback=None
+    denoiser: Denoiser,
+    sampler: Sampler,
+    start: Tensor,
+    times: Tensor,
+    noise,
+    last: Literal["stop", "denoise"] | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+    see: Callable[[Tensor, Tensor], None] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = straight,
 ) -> Samples:
     """Draw one sample from each row of `start`, which is x at times[0].
 
-    last: "stop" returns x at times[-1], "denoise" adds one evaluation and returns x0_hat there.
+    last: "stop" returns x at times[-1], "denoise" adds one evaluation and returns x0_hat there.  callback(i, x) sees each
+    state, see(x0_hat, t) each evaluation's x0_hat, also those within a step.
     """
-    x, nfe = sampler.walk(denoiser, start, times, noise, callback)
+    denoiser = denoiser if see is None else Watched(denoiser, see)
+    x, nfe = sampler.walk(denoiser, start, times, noise, callback, progress)
     if (last or sampler.last()) == "denoise":
         before = evaluations(denoiser)
         x = denoiser(x, times[-1])

@@ -6,7 +6,7 @@ from torch import Tensor
 from diffcli.diffusion.denoiser import evaluations
 from diffcli.diffusion.numeric import match
 from diffcli.diffusion.ode import DormandPrince, pf_ode
-from diffcli.diffusion.samplers.base import Sampler, Samples
+from diffcli.diffusion.samplers.base import Sampler, Samples, straight
 
 
 class RK45(Sampler):
@@ -23,7 +23,7 @@ class RK45(Sampler):
     def __init__(self, tol: float = 1e-5):
         self.ode = DormandPrince(tol)
 
-    def walk(self, denoiser, x, times, noise, callback=None):
+    def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
         lam, before = denoiser.sde.lam(times), evaluations(denoiser)
         frames = None if callback is None else Frames(lam[1:], x)
         (x,), nfe = self.ode.solve(pf_ode(denoiser), (x,), lam[0].item(), lam[-1].item(), observe=frames)

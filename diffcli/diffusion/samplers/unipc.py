@@ -1,0 +1,75 @@
+"""UniPC: a multistep predictor, and a corrector that costs no evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from diffcli.diffusion.numeric import require
+from diffcli.diffusion.samplers.adams import form_of
+from diffcli.diffusion.samplers.multistep import Multistep, Row, Rows, apply
+from diffcli.diffusion.samplers.phi import lagrange_weights
+
+
+@dataclass(frozen=True)
+class Corrected(Rows):
+    """A plan with the corrector's row of each step: the first reading is the one at its end."""
+
+    correctors: list[Row]
+
+
+class UniPC(Multistep):
+    """Predict x_s by the last p readings, and once the model was read there, correct it by these and the new one: order p + 1.
+
+    Both are Lagrange polynomials in lam, integrated in closed form; the corrected x_s is not read again.
+    variant: where one slope alone is unknown (p = 2 predicting, p = 1 correcting), `∫ u drho` is `drho / 2` (bh2), half of
+    `h drho/dlam` at the end (bh1), as released, or exact.
+    Raises ValueError for an order p outside 1 to 3, another variable or another variant.
+    Zhao et al. 2023, alg. 5-8 and app. F, arXiv:2302.04867.
+    """
+
+    def __init__(
+        self,
+        order: int = 3,
+        variable: Literal["x0", "eps", "v"] = "x0",
+        sigma_data: float = 1.0,
+        variant: Literal["bh1", "bh2", "exact"] = "bh2",
+        starter: Literal["ramp", "rk"] = "ramp",
+        final: int | None = None,
+    ):
+        require(1 <= order <= 3, f"order must lie between 1 and 3, got {order}")
+        require(variant in ("bh1", "bh2", "exact"), f"variant must be one of bh1, bh2, exact, got {variant}")
+        super().__init__(form_of(variable, sigma_data), order, order + 1, starter, final)
+        self.variant = variant
+
+    def moments(self, a: float, b: float, count: int) -> list[float]:
+        """The form's `∫ u^m drho`, two of them as the variant has them."""
+        found = self.form.moments(a, b, count)
+        if count == 2 and self.variant != "exact":
+            found[1] = 0.5 * (found[0] if self.variant == "bh2" else (b - a) * self.form.slope(b))
+        return found
+
+    def _nodes(self, i: int, points: int, lam: list[float]) -> list[float]:
+        return [(lam[i - j] - lam[i]) / (lam[i + 1] - lam[i]) for j in range(points)]
+
+    def weights(self, i, points, lam):
+        return lagrange_weights(self._nodes(i, points, lam), self.moments(lam[i], lam[i + 1], points))
+
+    def plan(self, sde, times):
+        plan, scale = super().plan(sde, times), self.form.scale(sde, times).tolist()
+        correctors = []
+        for i, points in enumerate(self.used(len(times) - 1)):
+            nodes = [1.0, *self._nodes(i, points, plan.lam)]
+            w = lagrange_weights(nodes, self.moments(plan.lam[i], plan.lam[i + 1], points + 1))
+            correctors.append(Row(scale[i + 1] / scale[i], [scale[i + 1] * c for c in w]))
+        return Corrected(**vars(plan), correctors=correctors)
+
+    def step(self, denoiser, xt, i, plan, history, noise):
+        if i < self.first:
+            xs, g = self.start(denoiser, xt, i, plan)
+            history.appendleft((g, xt))
+            return xs
+        readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *(g for g, _ in history)]
+        if i > self.first:  # a starter's step needs no correction
+            _, before = history[0]
+            xt = apply(plan.correctors[i - 1], before, readings)
+        history.appendleft((readings[0], xt))
+        return apply(plan.rows[i], xt, readings)
