@@ -10,7 +10,7 @@ from tqdm import tqdm
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_walk
 from diffcli.commands.model import Model, check_process
-from diffcli.diffusion.samplers import Sampler
+from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.errors import UsageError
 from diffcli.sampling import draw_samples
 
@@ -54,13 +54,11 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
         return steps
     if sampler.evaluations is None:
         raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
-    try:
-        return most_steps(sampler, nfe - (last == "denoise"))
-    except ValueError as error:
+    fitting = most_steps(sampler, nfe - (last == "denoise"))
+    if fitting < 1:
         least = sampler.cost(1) + (last == "denoise")
-        raise UsageError(
-            f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more"
-        ) from error
+        raise UsageError(f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more")
+    return fitting
 
 
 def draw_all(

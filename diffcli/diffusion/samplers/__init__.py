@@ -1,6 +1,6 @@
 from diffcli.diffusion.samplers.adams import LMS, Deis
 from diffcli.diffusion.samplers.ancestral import Ancestral
-from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, sample
+from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, most_steps, sample
 from diffcli.diffusion.samplers.ddim import DDIM
 from diffcli.diffusion.samplers.dpm2 import DPM2
 from diffcli.diffusion.samplers.dpmpp_multistep import DPMpp2M, DPMpp3M
@@ -12,5 +12,5 @@ from diffcli.diffusion.samplers.unipc import UniPC
 
 __all__ = [
     "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "DPMpp2M", "DPMpp3M", "Deis", "Euler", "EulerMaruyama", "FixedGrid",
-    "Heun", "Sampler", "Samples", "UniPC", "sample",
+    "Heun", "Sampler", "Samples", "UniPC", "most_steps", "sample",
 ]  # fmt: skip
