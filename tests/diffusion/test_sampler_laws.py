@@ -1,22 +1,19 @@
 """What one step must be, how evaluations are counted, and what a sampler does at its ends."""
 
 import itertools
+import weakref
 
-import pytest
 import torch
 from cases import Twice, build, every_path, f64, mixture_2d, mixture_of, no_noise, noised, normal
+from sampler_cases import FIXED, ODE, SAMPLERS, over
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffcli.diffusion.denoiser import evaluations
 from diffcli.diffusion.exact import Exact
 from diffcli.diffusion.grid import Karras, UniformLam, UniformT
-from diffcli.diffusion.samplers import DDIM, DPM2, RK45, Ancestral, EulerMaruyama, Heun, sample
+from diffcli.diffusion.prediction import Eps
+from diffcli.diffusion.samplers import DDIM, DPM2, RK45, Ancestral, EulerMaruyama, Sampler, most_steps, sample
 from diffcli.randomness import ItemNoise
-
-FIXED = [DDIM(), DDIM(0.5), DDIM(1.0), DPM2(), Ancestral(), EulerMaruyama(), Heun("t"), Heun("lam"), Heun("sigma")]
-IDS = ["ddim", "ddim-half", "ddim-1", "dpm2", "ancestral", "euler_maruyama", "heun-t", "heun-lam", "heun-sigma"]
-every_fixed = pytest.mark.parametrize("sampler", FIXED, ids=IDS)
-every_sampler = pytest.mark.parametrize("sampler", [*FIXED, RK45()], ids=[*IDS, "rk45"])
-ETA = {"ddim-half": 0.5, "ddim-1": 1.0, "ancestral": 1.0, "euler_maruyama": 1.0}
 
 
 def steps_of(sampler, model, x, times, z=None):
@@ -25,19 +22,29 @@ def steps_of(sampler, model, x, times, z=None):
     return [sampler.step(model, x, i, plan, [], lambda c: z) for i in range(len(times) - 1)]
 
 
+class Still:
+    """A noise that is 0, of every kind."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def __call__(self, counter):
+        return torch.zeros_like(self.x)
+
+    def uniform(self, counter):
+        return torch.full_like(self.x, 0.5)
+
+
+@over(ODE)
 @every_path
-@pytest.mark.parametrize("sampler, name", [pytest.param(s, n, id=n) for s, n in zip(FIXED, IDS, strict=True)])
-def test_a_tiny_step_is_the_family_of_sdes(sde, sampler, name):
-    """mean/h -> f x - (1 + eta^2)/2 g^2 score, and variance/h -> eta^2 g^2 (Kramers-Moyal)."""
-    model, x = Exact(sde, mixture_2d()), normal(0, 12, 2)
-    eta, h, z = ETA.get(name, 0.0), 1e-6, torch.ones(12, 2, dtype=torch.float64)
+def test_a_few_tiny_steps_follow_the_ode(sde, sampler):
+    """(x_s - x_t)/(s - t) -> f x - g^2 score / 2, also when the history is full (Kramers-Moyal's first moment)."""
+    model, x, h = Exact(sde, mixture_2d()), normal(0, 12, 2), 1e-6
     for t in (0.2004, 0.6004):  # not at the levels of a table, where f and g jump
-        times = f64(t, t - h, t - 2 * h)  # two steps: what is special about the last one is not looked at
-        quiet = steps_of(sampler, model, x, times, 0 * z)[0]
-        drift = sde.f(times[0]) * x - 0.5 * (1 + eta**2) * sde.g2(times[0]) * model.score(x, times[0])
-        assert torch.allclose((quiet - x) / -h, drift, rtol=1e-3, atol=1e-3 * drift.abs().max().item())
-        loud = steps_of(sampler, model, x, times, z)[0]
-        assert torch.allclose((loud - quiet) ** 2 / h, eta**2 * sde.g2(times[0]) * z, rtol=1e-3, atol=1e-9)
+        times = f64(*[t - i * h for i in range(7)])
+        moved = sample(model, sampler, x, times, no_noise).x - x
+        drift = sde.f(times[0]) * x - 0.5 * sde.g2(times[0]) * model.score(x, times[0])
+        assert torch.allclose(moved / (times[-1] - times[0]), drift, rtol=1e-3, atol=1e-3 * drift.abs().max().item())
 
 
 @every_path
@@ -96,29 +103,42 @@ def test_euler_maruyama_is_its_formula(sde):
         assert torch.allclose(got[i], expected, rtol=1e-9, atol=1e-9 * expected.abs().max().item())
 
 
-@every_fixed
-def test_evaluations_of_a_fixed_grid(sampler):
-    """Declared evaluations a step; `denoise` costs one more and returns x0_hat at the last time."""
+@over(FIXED)
+def test_evaluations_are_those_announced(sampler):
+    """`cost` is what the network is asked, wrapped or not; `denoise` costs one more and returns x0_hat at the last time."""
     sde = build("vp", "linear")
-    x, times = normal(0, 5, 2), UniformLam()(sde, 7)
-
-    def noise(counter):
-        return 0 * x
-
-    model = Exact(sde, mixture_2d())
-    stopped, nfe = sample(model, sampler, x, times, noise, last="stop")
-    assert nfe.tolist() == [7 * sampler.evaluations] * 5
-    assert evaluations(model) == 5 * 7 * sampler.evaluations
-    denoised, nfe = sample(model, sampler, x, times, noise, last="denoise")
-    assert nfe.tolist() == [7 * sampler.evaluations + 1] * 5
-    assert torch.equal(denoised, model(stopped, times[-1]))
-    doubled = sample(Twice(Exact(sde, mixture_2d())), sampler, x, times, noise, last="denoise")
-    assert doubled.nfe.tolist() == [2 * (7 * sampler.evaluations + 1)] * 5
+    x = normal(0, 5, 2)
+    for steps in (1, 2, 7):
+        times, cost = UniformLam()(sde, steps), sampler.cost(steps)
+        model = Exact(sde, mixture_2d())
+        stopped, nfe = sample(model, sampler, x, times, Still(x), last="stop")
+        assert nfe.tolist() == [cost] * 5
+        assert evaluations(model) == 5 * cost
+        denoised, nfe = sample(model, sampler, x, times, Still(x), last="denoise")
+        assert nfe.tolist() == [cost + 1] * 5
+        assert torch.equal(denoised, model(stopped, times[-1]))
+    doubled = sample(Twice(Exact(sde, mixture_2d())), sampler, x, times, Still(x), last="denoise")
+    assert doubled.nfe.tolist() == [2 * (cost + 1)] * 5
     assert torch.allclose(doubled.x, denoised, rtol=1e-9, atol=1e-9)
 
 
-def test_second_order_samplers_take_two_evaluations_a_step():
-    assert [s.evaluations for s in (Heun(), DPM2(), DDIM(), Ancestral(), EulerMaruyama())] == [2, 2, 1, 1, 1]
+@over(FIXED)
+def test_the_most_steps_that_fit(sampler):
+    assert sampler.cost(1) >= 1 and all(sampler.cost(n + 1) > sampler.cost(n) for n in range(1, 9))
+    for nfe in range(1, 40):
+        steps = most_steps(sampler, nfe)
+        assert (steps == 0 or sampler.cost(steps) <= nfe) and sampler.cost(steps + 1) > nfe
+
+
+def test_evaluations_of_a_step():
+    """After the starter; of the samplers whose papers say so."""
+    expected = dict(
+        euler=1, heun=2, rk4=4, ddim=1, dpm1=1, dpm2=2, dpm3=3, dpmpp_2s=2, dpmpp_2m=1, dpmpp_3m=1, unipc=1, deis=1
+    )
+    expected |= dict(lms=1, pndm=1, ancestral=1, euler_maruyama=1, reverse_diffusion=1, dpmpp_sde=2)
+    for name, count in expected.items():
+        sampler = SAMPLERS[name]
+        assert sampler.cost(31) - sampler.cost(30) == count == sampler.evaluations
 
 
 def test_evaluations_of_rk45():
@@ -133,33 +153,45 @@ def test_evaluations_of_rk45():
     assert torch.equal(denoised.nfe, once.nfe + 1)
 
 
-def test_what_the_last_step_does_unless_told():
+@over(SAMPLERS)
+def test_what_the_last_step_does_unless_told(sampler):
     sde = build("vp", "linear")
-    x, times = normal(0, 3, 2), UniformLam()(sde, 5)
-    for sampler in [*FIXED, RK45()]:
-        model = Exact(sde, mixture_2d())
-        last = "stop" if sampler.kind == "ode" else "denoise"
-        noise = no_noise if sampler.kind == "ode" else lambda c: 0 * x
-        assert torch.equal(
-            sample(model, sampler, x, times, noise).x, sample(model, sampler, x, times, noise, last=last).x
-        )
-    assert [s.kind for s in (DDIM(), DDIM(0.1), Ancestral(), EulerMaruyama())] == ["ode", "sde", "sde", "sde"]
+    x, times, model = normal(0, 3, 2), UniformLam()(sde, 5), Exact(sde, mixture_2d())
+    last = "stop" if sampler.kind == "ode" else "denoise"
+    told = sample(model, sampler, x, times, Still(x), last=last)
+    assert torch.equal(sample(model, sampler, x, times, Still(x)).x, told.x)
 
 
-@every_fixed
+def test_the_kinds():
+    kinds = {name: s.kind for name, s in SAMPLERS.items()}
+    assert [n for n in ("ddim", "heun", "deis", "unipc", "rk45", "dpm_adaptive") if kinds[n] != "ode"] == []
+    assert [n for n in ("ddim-1", "ancestral", "euler_maruyama", "dpmpp_2m_sde", "pc") if kinds[n] != "sde"] == []
+    assert [n for n in ("langevin", "annealed_langevin", "mode") if kinds[n] != "score"] == []
+
+
+class Counting(Still):
+    """Keeps what was asked for."""
+
+    def __init__(self, x):
+        super().__init__(x)
+        self.asked = []
+
+    def __call__(self, counter):
+        self.asked.append(counter)
+        return super().__call__(counter)
+
+
+@over(FIXED)
 def test_each_step_draws_its_own_noise(sampler):
-    """Counters are i + 1: 0 is the start, and no two steps share one."""
-    sde, asked = build("vp", "linear"), []
-
-    def noise(counter):
-        asked.append(counter)
-        return torch.zeros(3, 2, dtype=torch.float64)
-
-    sample(Exact(sde, mixture_2d()), sampler, normal(0, 3, 2), UniformLam()(sde, 6), noise)
-    assert asked == ([] if sampler.kind == "ode" else list(range(1, 7)))
+    """0 is the start's counter, and no two draws share one; an ODE sampler draws none."""
+    sde, x = build("vp", "linear"), normal(0, 3, 2)
+    noise = Counting(x)
+    sample(Exact(sde, mixture_2d()), sampler, x, UniformLam()(sde, 6), noise, last="stop")
+    assert len(set(noise.asked)) == len(noise.asked) and 0 not in noise.asked
+    assert bool(noise.asked) == (sampler.kind == "sde") or sampler.kind == "score"
 
 
-@every_sampler
+@over(SAMPLERS)
 def test_an_items_sample_does_not_depend_on_its_batch(sampler):
     sde = build("vp", "cosine")
     model, times = Exact(sde, mixture_2d()), UniformLam()(sde, 12)
@@ -176,35 +208,62 @@ def test_an_items_sample_does_not_depend_on_its_batch(sampler):
         assert torch.equal(part.nfe, whole.nfe[items])
 
 
-@every_sampler
+class Same(Still):
+    """The same noise at every counter, in the state's shape and type."""
+
+    def __init__(self, x, z):
+        super().__init__(x)
+        self.z = z.to(x.dtype).view(x.shape)
+
+    def __call__(self, counter):
+        return self.z
+
+
+@over(SAMPLERS)
 def test_any_event_shape_is_the_flat_one(sampler):
     sde = build("ve", "geometric")
     model, times, z = Exact(sde, mixture_of(6)), UniformLam()(sde, 6), normal(1, 4, 6)
     x = sde.sample_prior(normal(0, 4, 6))
-    flat = sample(model, sampler, x, times, lambda c: z).x
-    image = sample(model, sampler, x.view(4, 1, 2, 3), times, lambda c: z.view(4, 1, 2, 3)).x
+    flat = sample(model, sampler, x, times, Same(x, z)).x
+    x = x.view(4, 1, 2, 3)
+    image = sample(model, sampler, x, times, Same(x, z)).x
     assert image.shape == (4, 1, 2, 3)
     assert torch.allclose(image.flatten(1), flat, rtol=1e-10, atol=1e-10)
 
 
-@every_sampler
+@over(SAMPLERS)
 def test_float32_states_follow_float64_ones(sampler):
     sde = build("vp", "linear")
     model, times, x, z = Exact(sde, mixture_2d()), UniformLam()(sde, 20), normal(0, 20, 2), normal(1, 20, 2)
-    single = sample(model, sampler, x.float(), times, lambda c: z.float()).x
+    single = sample(model, sampler, x.float(), times, Same(x.float(), z)).x
     assert single.dtype == torch.float32
-    assert (single - sample(model, sampler, x, times, lambda c: z).x).abs().max() < 2e-3
+    assert (single - sample(model, sampler, x, times, Same(x, z)).x).abs().max() < 2e-3
 
 
-@every_fixed
+@over(SAMPLERS)
 def test_callback_sees_every_time(sampler):
+    """And changes nothing; on a fixed grid a shorter walk is the beginning of a longer one, but for what looks at the end."""
     sde, seen = build("vp", "linear"), []
     x, times = normal(0, 3, 2), UniformLam()(sde, 5)
     model = Exact(sde, mixture_2d())
-    end = sample(model, sampler, x, times, lambda c: 0 * x, "stop", lambda i, x: seen.append((i, x.clone()))).x
-    assert [i for i, _ in seen] == [1, 2, 3, 4, 5] and torch.equal(seen[-1][1], end)
-    shorter = sample(model, sampler, x, times[:3], lambda c: 0 * x, "stop").x
-    assert torch.allclose(seen[1][1], shorter, rtol=1e-12)
+    end = sample(model, sampler, x, times, Still(x), "stop", lambda i, x: seen.append((i, x.clone()))).x
+    assert [i for i, _ in seen] == [1, 2, 3, 4, 5] and torch.allclose(seen[-1][1], end, rtol=1e-12)
+    assert torch.equal(end, sample(model, sampler, x, times, Still(x), "stop").x)
+
+
+@over(FIXED)
+def test_progress_wraps_the_steps(sampler):
+    sde, seen = build("vp", "linear"), []
+    x = normal(0, 3, 2)
+
+    def progress(steps):
+        assert len(steps) == 5
+        for i in steps:
+            yield i
+            seen.append(i)
+
+    sample(Exact(sde, mixture_2d()), sampler, x, UniformLam()(sde, 5), Still(x), progress=progress)
+    assert seen == [0, 1, 2, 3, 4]
 
 
 def test_rk45_shows_its_path_at_the_grid_times():
@@ -220,10 +279,57 @@ def test_rk45_shows_its_path_at_the_grid_times():
         assert (frame - there).abs().max() < 1e-3
 
 
-def test_a_step_does_not_change_its_argument():
+@over(SAMPLERS)
+def test_a_step_does_not_change_its_argument(sampler):
     sde = build("vp", "linear")
     x = noised(sde, mixture_2d(), 4, 1.0)
     kept = x.clone()
-    for sampler in [*FIXED, RK45()]:
-        sample(Exact(sde, mixture_2d()), sampler, x, UniformLam()(sde, 4), lambda c: normal(c, 4, 2))
-        assert torch.equal(x, kept)
+    sample(Exact(sde, mixture_2d()), sampler, x, UniformLam()(sde, 4), Same(x, normal(3, 4, 2)))
+    assert torch.equal(x, kept)
+
+
+@over(SAMPLERS)
+def test_a_sampler_declares_what_it_is(sampler):
+    assert isinstance(sampler, Sampler) and sampler.kind in ("ode", "sde", "score") and sampler.clock in ("lam", "t")
+    assert (sampler.order is None) == (sampler.kind == "score")
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, c_noise):
+        return torch.zeros_like(x)
+
+
+@over(FIXED)
+def test_no_step_waits_for_the_device(sampler):
+    """States on the meta device have no values: whatever reads one, `item()`, `if x > 0`, a copy to the host, raises."""
+    model = Eps(build("vp", "linear"), Zero())
+    x = torch.empty(3, 2, device="meta")
+    end = sample(model, sampler, x, UniformLam()(model.sde, 6), Still(x)).x
+    assert end.device.type == "meta" and end.shape == x.shape
+
+
+class Live(TorchDispatchMode):
+    """The most tensors of the state's size that were alive at once while steps were made."""
+
+    def __init__(self, numel):
+        super().__init__()
+        self.numel, self.alive, self.most = numel, weakref.WeakSet(), 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.numel() >= self.numel:
+            self.alive.add(out.untyped_storage())
+            self.most = max(self.most, len(self.alive))
+        return out
+
+
+@over(FIXED)
+def test_memory_does_not_grow_with_the_steps(sampler):
+    """Beyond the history nothing stays: 24 steps hold as many states at once as 12."""
+    model, most = Eps(build("vp", "linear"), Zero()), []
+    for steps in (12, 24):
+        x = torch.randn(4, 64)
+        with Live(x.numel()) as live, torch.no_grad():
+            sample(model, sampler, x, UniformLam()(model.sde, steps), Still(x))
+        most.append(live.most)
+    assert most[0] == most[1] < 24

@@ -5,52 +5,88 @@ from functools import cache
 
 import pytest
 import torch
-from cases import PATHS, build, every_path, f64, generator, level, mixture_2d, no_noise, noised, one_gaussian
+from cases import (
+    PATHS,
+    build,
+    every_path,
+    f64,
+    generator,
+    level,
+    mixture_2d,
+    mixture_of,
+    no_noise,
+    noised,
+    one_gaussian,
+)
+from sampler_cases import ODE, SDE, over
 from scipy.special import ndtr
 from scipy.stats import kstest
 
 from diffcli.diffusion.exact import Exact
 from diffcli.diffusion.grid import UniformLam
-from diffcli.diffusion.samplers import DDIM, DPM2, RK45, Ancestral, EulerMaruyama, Heun, sample
+from diffcli.diffusion.samplers import DPM2, RK45, sample
 
-ODE = {
-    "ddim": DDIM(),
-    "heun-sigma": Heun("sigma"),
-    "heun-lam": Heun("lam"),
-    "heun-t": Heun("t"),
-    "dpm2": DPM2(),
-}
-SDE = {
-    "euler_maruyama": EulerMaruyama(),
-    "ancestral": Ancestral(),
-    "ddim-half": DDIM(0.5),
-    "ddim-1": DDIM(1.0),
-}
-every_sde_sampler = pytest.mark.parametrize("sampler", SDE.values(), ids=SDE)
+# of the issue that asks for these orders, then all the rest
+USUAL = [("vp", "linear"), ("ve", "geometric"), ("flow", "logit"), ("vp", "ddpm")]
+NAMED = [*USUAL, ("vp", "cosine"), ("subvp", "linear"), ("ve", "edm"), ("ve", "ncsn")]
+FLOOR = 1e-9  # of errors: below it round-off is seen
+LEAST = {3: 2.7, 4: 3.3}  # slopes of the higher orders, whose next term is felt
+
+
+def on(pairs):
+    return pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in pairs])
 
 
 @cache
-def reference(pair):
-    """The model, 24 starts, and the PF-ODE's ends from there to about 1e-7."""
+def reference(pair, d=2):
+    """The model, 16 starts, and the PF-ODE's ends from there to about 1e-10."""
     sde = build(*pair)
-    model = Exact(sde, mixture_2d())
-    start, times = noised(sde, model.mixture, 24, sde.t_max), UniformLam()(sde, 1)
-    return model, start, sample(model, RK45(1e-8), start, times, no_noise).x
+    model = Exact(sde, mixture_2d() if d == 2 else mixture_of(d))
+    start, times = noised(sde, model.mixture, 16, sde.t_max), UniformLam()(sde, 1)
+    return model, start, sample(model, RK45(1e-11), start, times, no_noise).x
 
 
-def errors(pair, sampler, steps):
-    model, start, end = reference(pair)
+def errors(pair, sampler, steps, d=2):
+    model, start, end = reference(pair, d)
     got = sample(model, sampler, start, UniformLam()(model.sde, steps), no_noise).x
-    return (got - end).norm(dim=1)
+    return (got - end).norm(dim=1) / math.sqrt(d)
 
 
-@pytest.mark.parametrize("sampler", ODE.values(), ids=ODE)
-@pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
-def test_ode_samplers_converge_with_their_order(pair, sampler):
+def check_order(pair, sampler, d=2):
     """The median item's error falls by 2^order when the steps double, to below what any wrong limit would leave."""
-    coarse, fine = errors(pair, sampler, 80), errors(pair, sampler, 160)
-    assert torch.log2(coarse / fine).median().item() == pytest.approx(sampler.order, abs=0.2)
-    assert fine.median() < (0.05 if sampler.order == 1 else 0.01)
+    if sampler.clock == "t" and build(*pair).times is not None:
+        pytest.skip("a sampler that steps in t declares no order on a table")
+    coarse, fine = errors(pair, sampler, 160, d), errors(pair, sampler, 320, d)
+    assert fine.median() < {1: 0.05, 2: 2e-3, 3: 2e-4, 4: 5e-5}[sampler.order]
+    told = (coarse > FLOOR) & (fine > FLOOR)
+    if told.sum() > 8:
+        slope = torch.log2(coarse[told] / fine[told]).median().item()
+        if sampler.declared_for:  # by its usual first steps it is at least of order 2, and mostly as good
+            assert slope > 1.6
+        elif sampler.order in LEAST:
+            assert LEAST[sampler.order] <= slope < sampler.order + 0.7
+        else:
+            assert slope == pytest.approx(sampler.order, abs=0.15)
+
+
+@over(ODE)
+@on(USUAL)
+def test_ode_samplers_converge_with_their_order(pair, sampler):
+    check_order(pair, sampler)
+
+
+@pytest.mark.heavy
+@over(ODE)
+@on([*NAMED[len(USUAL) :], *[p for p in PATHS if p not in NAMED]])
+def test_ode_samplers_converge_with_their_order_on_every_sde_and_schedule(pair, sampler):
+    check_order(pair, sampler)
+
+
+@pytest.mark.heavy
+@over(ODE)
+@on(NAMED)
+def test_ode_samplers_converge_with_their_order_in_64_dimensions(pair, sampler):
+    check_order(pair, sampler, 64)
 
 
 @pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
@@ -107,7 +143,7 @@ def weak_error(sampler, sde, steps):
     return (mean - true_mean).norm().item(), (cov - true_cov).norm().item()
 
 
-@every_sde_sampler
+@over({n: SDE[n] for n in ("euler_maruyama", "ancestral", "ddim-half", "ddim-1")})
 @every_path
 def test_sde_samplers_converge_in_distribution(sde, sampler):
     coarse, fine = weak_error(sampler, sde, 120), weak_error(sampler, sde, 240)
@@ -127,9 +163,7 @@ def projected(mixture, direction, alpha, sigma):
     return cdf
 
 
-@pytest.mark.parametrize("sampler", (SDE | {"dpm2": DPM2()}).values(), ids=SDE | {"dpm2": DPM2()})
-@pytest.mark.parametrize("sde", [pytest.param(build(*p), id="-".join(p)) for p in PATHS[::4]])
-def test_samples_of_a_mixture_have_its_law(sde, sampler):
+def check_law(sde, sampler):
     """Kolmogorov-Smirnov against the exact distribution function, along four directions."""
     mixture, rng, n = mixture_2d(), generator(5), 2500
     times = UniformLam()(sde, 300)
@@ -143,6 +177,18 @@ def test_samples_of_a_mixture_have_its_law(sde, sampler):
         direction = torch.stack([angle.cos(), angle.sin()])
         cdf = projected(mixture, direction, sde.alpha(times[-1]), sde.sigma(times[-1]))
         assert kstest((x @ direction).numpy(), cdf).pvalue > 1e-3
+
+
+@over(SDE | {"dpm2": DPM2()})
+def test_samples_of_a_mixture_have_its_law(sampler):
+    check_law(build("vp", "linear"), sampler)
+
+
+@pytest.mark.heavy
+@over(SDE | {"dpm2": DPM2()})
+@paths(PATHS[4::4])
+def test_samples_of_a_mixture_have_its_law_on_other_paths(sde, sampler):
+    check_law(sde, sampler)
 
 
 def test_the_law_check_can_tell():

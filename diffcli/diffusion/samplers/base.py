@@ -45,7 +45,8 @@ class Sampler(ABC):
     """Takes a denoiser with its conditions bound, x at times[0], decreasing times and noise, to x at times[-1].
 
     kind: ode (no noise), sde (follows the marginals with noise), score (asks the score alone: Langevin, ascent).
-    order: of its global error on `grid=uniform_lam` with the `starter` it names (ode: strong, sde: weak); None for `score`.
+    order: of its global error on `grid=uniform_lam` (ode: strong, sde: weak); None for `score`.
+    declared_for: the setting that its order is declared for where another was given; empty: the order is this one's.
     clock: what it steps in, lam or t; one that steps in t has no order on a table, whose lam(t) has kinks.
     evaluations: of the denoiser a step; None if it chooses its steps itself.
     """
@@ -54,7 +55,7 @@ class Sampler(ABC):
     order: ClassVar[int | None]
     evaluations: ClassVar[int | None]
     clock: ClassVar[Literal["lam", "t"]] = "lam"
-    starter: str | None = None
+    declared_for: str = ""
     needs: ClassVar[str] = ""  # which SDEs or models it is for, in words; empty: all
 
     def setup(self, denoiser: Denoiser) -> None:  # noqa: B027 - most have nothing to check

@@ -60,8 +60,9 @@ class Multistep(FixedGrid):
         self.form, self.points, self.order, self.starter, self.final = form, points, order, starter, final
         self.memory = points
         self.rk = STARTERS[max(2, order - 1)]
-        # a first step of order 1 does no harm to a method of order 2
-        self.first = points - 1 if starter == "rk" and order > 2 else 0
+        # a first step of order 1 does no harm to a method of order 2, nor a corrected one (order = points + 1) to one of order 3
+        self.declared_for = "starter=rk" if starter == "ramp" and points > 2 and order > 2 else ""
+        self.first = points - 1 if starter == "rk" and points > 2 else 0
 
     def used(self, steps: int) -> list[int]:
         """The readings that each step uses: those there are, and in the last one `final`."""
