@@ -66,6 +66,16 @@ def test_an_items_noise_does_not_depend_on_its_batch(kind):
     assert torch.equal(draw([9, 2, 7]), whole[[9, 2, 7]])
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (1, 8, 8)])
+def test_an_items_noise_is_that_of_a_generator_of_its_own(shape):
+    """What is drawn before it, for another item or another counter, leaves nothing behind in the generator."""
+    noise = ItemNoise(3, [4, 2**70, 5], shape, torch.float64)
+    for counter in (1, "probes"):
+        for kind, found in (("standard_normal", noise(counter)), ("random", noise.uniform(counter))):
+            own = [np.random.Generator(np.random.Philox(key=key(3, i, counter, kind))) for i in noise.items]
+            assert np.array_equal(found, np.stack([getattr(rng, kind)(shape) for rng in own]))
+
+
 def test_item_noise_takes_any_kind_of_integer_for_an_item():
     """A loader may hand over NumPy or torch integers; item 2 is item 2."""
     plain = ItemNoise(0, [0, 1, 2], (4,))(1)
