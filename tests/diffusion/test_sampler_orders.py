@@ -17,6 +17,7 @@ from cases import (
     no_noise,
     noised,
     one_gaussian,
+    paths,
 )
 from sampler_cases import ODE, SDE, over
 from scipy.special import ndtr
