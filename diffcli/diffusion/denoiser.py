@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from diffcli.diffusion.numeric import match
+from diffcli.diffusion.numeric import combine, match
 from diffcli.diffusion.sde import SDE
 
 KEPT = 2**14  # coefficients of so many times are kept
@@ -27,7 +27,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.sde = sde
         self.rows = 0  # rows of xt evaluated so far, see `evaluations`
-        self._kept: dict[tuple[str, float], tuple[Tensor, ...]] = {}
+        self._kept: dict[tuple[str, float], tuple[float, ...]] = {}
 
     @abstractmethod
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
 
     @staticmethod
     def _combine(xt: Tensor, c_skip: Tensor, c_out: Tensor, out: Tensor, readings) -> list[Tensor]:
-        return [match(p + q * c_skip, xt) * xt + match(q * c_out, xt) * out for p, q in readings]
+        return [combine((match(p + q * c_skip, xt), xt), (match(q * c_out, xt), out)) for p, q in readings]
 
     def _eps(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return self.kept("eps", self._eps_at, t)
@@ -104,15 +104,15 @@ class Denoiser(nn.Module):
         sigma = self.sde.sigma(t)
         return 1 / sigma, -self.sde.alpha(t) / sigma
 
-    def kept(self, name: str, fn, t: Tensor) -> tuple[Tensor, ...]:
-        """`fn(t)`; that of a time of a grid, t () on the CPU, is computed once and not at each step of each batch."""
+    def kept(self, name: str, fn, t: Tensor) -> tuple[Tensor | float, ...]:
+        """The coefficients `fn(t)`; those of a time of a grid, t () on the CPU, are numbers, computed once and not at each step."""
         if t.ndim or t.requires_grad or t.device.type != "cpu":
             return fn(t)
         key = name, t.item()
         if key not in self._kept:
             if len(self._kept) >= KEPT:
                 self._kept.clear()
-            self._kept[key] = fn(t)
+            self._kept[key] = tuple(c.item() for c in fn(t))
         return self._kept[key]
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.numeric import match
+from diffcli.diffusion.numeric import match, spread
 from diffcli.diffusion.sde import SDE
 
 
@@ -56,5 +56,5 @@ class Energy(Denoiser):
         # the fused attention kernels cannot be differentiated twice
         with sdpa_kernel(SDPBackend.MATH):
             x = u.to(weight.dtype)
-            out = self.network(x, (1000 * t).to(x).expand(u.shape[0]), **cond)
+            out = self.network(x, spread(1000 * t, x), **cond)
         return (u * out.to(u.dtype)).flatten(1).sum(1)

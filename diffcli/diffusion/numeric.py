@@ -22,30 +22,36 @@ def softplus(x: Tensor) -> Tensor:
 
 
 def derivative(fn, t: Tensor) -> Tensor:
-    """d fn / dt of an elementwise function, by automatic differentiation; differentiable itself where t is."""
-    again = t.requires_grad and torch.is_grad_enabled()
-    with torch.enable_grad():
-        t = t if again else t.detach().requires_grad_()
-        y = fn(t)
-        return torch.autograd.grad(y.sum(), t, create_graph=again)[0] if y.requires_grad else torch.zeros_like(y)
+    """d fn / dt of an elementwise function, by automatic differentiation; differentiable itself, forward and where t is."""
+    with torch.set_grad_enabled(t.requires_grad and torch.is_grad_enabled()):
+        return torch.func.grad(lambda t: fn(t).sum())(t)
 
 
-def match(c: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,) made to broadcast over x (B, *S), in x's dtype and on its device.
+def match(c: Tensor | float, x: Tensor) -> Tensor | float:
+    """A coefficient, a number or of shape () or (B,), made to broadcast over x (B, *S), in x's dtype and on its device.
 
     A scalar stays a 0-dimensional CPU tensor: PyTorch multiplies by it without a transfer or a synchronisation.
     """
+    if isinstance(c, (int, float)):
+        return c
     if c.ndim == 0:
         return c.to(x.dtype)
     return c.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
-def combine(*terms: tuple[float, Tensor]) -> Tensor:
-    """`sum c x` over terms (c, x), accumulated in the one tensor that it makes."""
+def spread(c: Tensor | float, x: Tensor) -> Tensor:
+    """A coefficient, a number or of shape () or (B,), as (B,) in the dtype and on the device of x (B, *S)."""
+    if isinstance(c, (int, float)):
+        return x.new_full((x.shape[0],), c)
+    return c.to(x).expand(x.shape[0])
+
+
+def combine(*terms: tuple[Tensor | float, Tensor]) -> Tensor:
+    """`sum c x` over terms (c, x); of numbers it is accumulated in the one tensor that it makes."""
     (c, x), *rest = terms
     total = c * x
     for c, x in rest:
-        total.add_(x, alpha=c)
+        total = total.add_(x, alpha=c) if isinstance(c, (int, float)) else total + c * x
     return total
 
 

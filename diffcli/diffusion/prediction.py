@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.numeric import match, require
+from diffcli.diffusion.numeric import match, require, spread
 from diffcli.diffusion.sde import SDE
 
 
@@ -42,7 +42,7 @@ class Prediction(Denoiser):
         out, second = self._call(xt, t, **cond)
         return *self._skip_and_out(t), out, torch.sigmoid(second)
 
-    def _skip_and_out(self, t: Tensor) -> tuple[Tensor, ...]:
+    def _skip_and_out(self, t: Tensor) -> tuple[Tensor | float, ...]:
         return self.kept("skip_and_out", self.skip_and_out, t)
 
     def _call(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, ...]:
@@ -50,7 +50,7 @@ class Prediction(Denoiser):
         weight = next(self.network.parameters(), xt)
         c_in, c_noise = self.kept("inputs", lambda t: (self.c_in(t), self.c_noise(t)), t)
         x = (match(c_in, xt) * xt).to(weight.dtype)
-        out = self.network(x, c_noise.to(x).expand(xt.shape[0]), **cond)
+        out = self.network(x, spread(c_noise, x), **cond)
         if self.outputs > 1:  # half of one output would broadcast in silence
             require(
                 out.shape[1] == self.outputs * xt.shape[1],

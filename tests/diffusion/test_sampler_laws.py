@@ -3,6 +3,7 @@
 import itertools
 import weakref
 
+import pytest
 import torch
 from cases import Twice, build, every_path, f64, mixture_2d, mixture_of, no_noise, noised, normal
 from sampler_cases import FIXED, ODE, SAMPLERS, over
@@ -139,6 +140,14 @@ def test_evaluations_of_a_step():
     for name, count in expected.items():
         sampler = SAMPLERS[name]
         assert sampler.cost(31) - sampler.cost(30) == count == sampler.evaluations
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("deis-rk", 2), ("deis-4", 6), ("lms-rk", 6), ("dpmpp_3m-rk", 2), ("unipc-rk", 4), ("pndm", 9)]
+)
+def test_evaluations_of_a_starter(name, extra):
+    """points - 1 steps by Heun (order 3) or Kutta's third order (order 4); F-PNDM's three by four evaluations each."""
+    assert SAMPLERS[name].cost(10) == 10 + extra
 
 
 def test_evaluations_of_rk45():
@@ -299,12 +308,24 @@ class Zero(torch.nn.Module):
         return torch.zeros_like(x)
 
 
+class NoTransfer(TorchDispatchMode):
+    """Refuses a copy of a tensor from one device to another."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = [a for a in args if isinstance(a, torch.Tensor)]
+        if "copy" in func.__name__ and isinstance(out, torch.Tensor):
+            assert all(a.device == out.device for a in given), f"{func} moves a tensor"
+        return out
+
+
 @over(FIXED)
 def test_no_step_waits_for_the_device(sampler):
     """States on the meta device have no values: whatever reads one, `item()`, `if x > 0`, a copy to the host, raises."""
     model = Eps(build("vp", "linear"), Zero())
     x = torch.empty(3, 2, device="meta")
-    end = sample(model, sampler, x, UniformLam()(model.sde, 6), Still(x)).x
+    with NoTransfer():
+        end = sample(model, sampler, x, UniformLam()(model.sde, 6), Still(x)).x
     assert end.device.type == "meta" and end.shape == x.shape
 
 
@@ -332,4 +353,4 @@ def test_memory_does_not_grow_with_the_steps(sampler):
         with Live(x.numel()) as live, torch.no_grad():
             sample(model, sampler, x, UniformLam()(model.sde, steps), Still(x))
         most.append(live.most)
-    assert most[0] == most[1] < 24
+    assert most[0] == most[1]

@@ -49,6 +49,7 @@ class Sampler(ABC):
     declared_for: the setting that its order is declared for where another was given; empty: the order is this one's.
     clock: what it steps in, lam or t; one that steps in t has no order on a table, whose lam(t) has kinks.
     evaluations: of the denoiser a step; None if it chooses its steps itself.
+    one_level: whether it stays at one noise level, so that it needs no process; usual_steps: how many unless told.
     """
 
     kind: ClassVar[Literal["ode", "sde", "score"]]
@@ -57,6 +58,8 @@ class Sampler(ABC):
     clock: ClassVar[Literal["lam", "t"]] = "lam"
     declared_for: str = ""
     needs: ClassVar[str] = ""  # which SDEs or models it is for, in words; empty: all
+    one_level: ClassVar[bool] = False
+    usual_steps: ClassVar[int] = 20
 
     def setup(self, denoiser: Denoiser) -> None:  # noqa: B027 - most have nothing to check
         """Called once, before any work.  Raises ValueError where the sampler does not go with the model."""
@@ -77,6 +80,14 @@ class Sampler(ABC):
     ) -> Samples:
         """The whole walk; callback(i, x) is called with x at times[i] for i = 1 ... steps, progress wraps the steps."""
 
+    def begin(self, sde: SDE, noise) -> Tensor:
+        """x at times[0] where the caller gives none: the prior's."""
+        return sde.sample_prior(noise(0))
+
+    def end(self, times: Tensor) -> Tensor:
+        """The time at which it leaves x."""
+        return times[-1]
+
     def last(self) -> str:
         """What its last step does unless it is told: stop at times[-1] (ode), or return x0_hat."""
         return "stop" if self.kind == "ode" else "denoise"
@@ -86,6 +97,12 @@ class FixedGrid(Sampler):
     """A sampler whose steps are those of the grid; it writes `step`, and remembers `memory` things between steps."""
 
     memory: int = 0
+    _last: tuple[SDE, Tensor, Plan] | None = None  # many batches walk along one grid
+
+    def _planned(self, sde: SDE, times: Tensor) -> Plan:
+        if self._last is None or self._last[0] is not sde or not torch.equal(self._last[1], times):
+            self._last = sde, times, self.plan(sde, times)
+        return self._last[2]
 
     def plan(self, sde: SDE, times: Tensor) -> Plan:
         return Plan.at(sde, times)
@@ -98,7 +115,7 @@ class FixedGrid(Sampler):
         """
 
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
-        plan, history, before = self.plan(denoiser.sde, times), deque(maxlen=self.memory), evaluations(denoiser)
+        plan, history, before = self._planned(denoiser.sde, times), deque(maxlen=self.memory), evaluations(denoiser)
         for i in progress(range(len(times) - 1)):
             x = self.step(denoiser, x, i, plan, history, noise)
             if callback is not None:
@@ -128,13 +145,13 @@ def sample(
 ) -> Samples:
     """Draw one sample from each row of `start`, which is x at times[0].
 
-    last: "stop" returns x at times[-1], "denoise" adds one evaluation and returns x0_hat there.  callback(i, x) sees each
-    state, see(x0_hat, t) each evaluation's x0_hat, also those within a step.
+    last: "stop" returns x at `sampler.end(times)`, "denoise" adds one evaluation and returns x0_hat there.  callback(i, x) sees
+    each state, see(x0_hat, t) each evaluation's x0_hat, also those within a step.
     """
     denoiser = denoiser if see is None else Watched(denoiser, see)
     x, nfe = sampler.walk(denoiser, start, times, noise, callback, progress)
     if (last or sampler.last()) == "denoise":
         before = evaluations(denoiser)
-        x = denoiser(x, times[-1])
+        x = denoiser(x, sampler.end(times))
         nfe = nfe + (evaluations(denoiser) - before) // x.shape[0]
     return Samples(x, nfe)
