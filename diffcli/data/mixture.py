@@ -9,6 +9,7 @@ from diffcli.data.base import Data, TensorItems, check_count, concatenate, split
 from diffcli.data.mixture_file import builtin_mixture, load_mixture
 from diffcli.data.transform import Identity
 from diffcli.diffusion.exact import Exact, GaussianMixture
+from diffcli.diffusion.perturbed import Perturbed
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import UsageError
 
@@ -63,13 +64,16 @@ class Mixture(Data):
         return TensorItems(*self.mixture.sample(self.n, generator))
 
 
-def exact(sde: SDE, file: str | None = None, data: Data | None = None) -> Exact:
+def exact(
+    sde: SDE, file: str | None = None, data: Data | None = None, error: float = 0.0, error_seed: int = 0
+) -> Exact | Perturbed:
     """Build the exact denoiser of a mixture: that of `file` (.npz) if given, else that of the data.
 
-    Raises UsageError where there is neither, and for an unfit file.
+    error: the size of a known error of its eps, `Perturbed`'s, drawn by error_seed.
+    Raises UsageError where there is no mixture, and for an unfit file.
     """
-    if file is not None:
-        return Exact(sde, load_mixture(None, file))
-    if isinstance(data, Mixture):
-        return Exact(sde, data.mixture)
-    raise UsageError("network=exact needs data=mixture or network.file=mix.npz")
+    if file is None and not isinstance(data, Mixture):
+        raise UsageError("network=exact needs data=mixture or network.file=mix.npz")
+    mixture = data.mixture if file is None else load_mixture(None, file)
+    truth = Exact(sde, mixture)
+    return Perturbed(truth, mixture.means.shape[1], error, error_seed) if error else truth
