@@ -1,12 +1,14 @@
 """Many samples, batch by batch, such that sample i is a function of the seed and i alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.samplers import Sampler, Samples, sample
+from diffcli.diffusion.samplers.base import straight
 from diffcli.randomness import ItemNoise
 
 PADDING = 16  # a kernel's last bits may depend on the batch size, but not between multiples of this
@@ -29,13 +31,16 @@ def draw_samples(
     batch_size: int = 64,
     start: Tensor | None = None,
     last: str | None = None,
-    callback=None,
+    callback: Callable[[int, int, Tensor], None] | None = None,
+    see: Callable[[int, Tensor, Tensor], None] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = straight,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Samples]:
     """Samples 0 ... n - 1 in model space, batch by batch; `start` (n, *shape) is x at times[0], by default the prior's.
 
-    callback(first item, i, x) is called after each step with x (B, *shape) at times[i].
+    callback(first item, i, x) is called with x (B, *shape) at times[i], i = 0 before the first step and then after each one;
+    see(first item, x0_hat, t) at each evaluation; progress wraps the steps of each batch.
     """
     for items in batches(n, batch_size):
         noise = ItemNoise(seed, items, shape, dtype, device)
@@ -44,7 +49,20 @@ def draw_samples(
             if start is None
             else start[[min(i, n - 1) for i in items]].to(dtype).to(device)
         )
-        keep = min(len(items), n - items.start)
-        watch = None if callback is None else lambda i, x, keep=keep, items=items: callback(items.start, i, x[:keep])
-        x, nfe = sample(denoiser, sampler, x, times, noise, last, watch)
+        keep, first = min(len(items), n - items.start), items.start
+        watch = look = None
+        if callback is not None:
+            watch = partial(_shown, callback, first, keep)
+            watch(0, x)
+        if see is not None:
+            look = partial(_seen, see, first, keep)
+        x, nfe = sample(denoiser, sampler, x, times, noise, last, watch, look, progress)
         yield Samples(x[:keep], nfe[:keep])
+
+
+def _shown(callback, first: int, keep: int, i: int, x: Tensor) -> None:
+    callback(first, i, x[:keep])
+
+
+def _seen(see, first: int, keep: int, x0: Tensor, t: Tensor) -> None:
+    see(first, x0[:keep], t[:keep] if t.ndim else t)

@@ -9,12 +9,11 @@ import torch
 from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say
-from diffcli.commands.walk import Walk, draw_all, nfe_summary, nfe_text, plan_walk
-from diffcli.data.pictures import film, is_image, picture, write_pngs
+from diffcli.commands.trajectory import draw, watch
+from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
+from diffcli.data.pictures import is_image, picture, write_pngs
 from diffcli.errors import NumericalError, UsageError
 
-FRAMES = 12  # columns of a trajectory picture
-FILMED = 16  # items of one
 SHOWN = 400  # items in a grid, the rest are in samples.npy
 
 
@@ -30,14 +29,17 @@ def run(cfg) -> int:
     folder = create(path, "sample", model.config)
     with recorded(folder):
         begun = time.monotonic()
-        frames = Frames(walk, model.config["n"]) if cfg.trajectory else None
-        x, nfe = draw_all(walk, model, model.config, device, start, frames)
+        trajectory = watch(model, walk.times, model.config["n"]) if cfg.trajectory else None
+        looks = (trajectory.callback, trajectory.see if is_image(model.shape) else None) if trajectory else ()
+        x, nfe = draw_all(walk, model, model.config, device, start, *looks)
         seconds = time.monotonic() - begun
         if not np.isfinite(x).all():
             raise NumericalError(
                 f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite"
             )
-        files = _write(path, x, model, frames, cfg.png)
+        files = _write(path, x, model, cfg.png)
+        if trajectory is not None:
+            files += draw(path, trajectory, walk.times, model)
         steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
         results = {
             "n": len(x),
@@ -72,32 +74,11 @@ def _start(model: Model) -> torch.Tensor | None:
     return torch.from_numpy(x.astype(np.float64))
 
 
-class Frames:
-    """Collects x at about FRAMES of the times for the first items."""
-
-    def __init__(self, walk: Walk, n: int):
-        steps = len(walk.times) - 1
-        self.at = sorted({round(i * steps / (FRAMES - 1)) for i in range(1, FRAMES)} - {0})
-        self.n, self.x = min(n, FILMED), {}
-
-    def __call__(self, first: int, i: int, x: torch.Tensor) -> None:
-        if i in self.at and first < self.n:
-            self.x.setdefault(i, []).append(x[: self.n - first].float().cpu())
-
-    def stack(self) -> torch.Tensor:
-        """(frames, items, *S)."""
-        return torch.stack([torch.cat(self.x[i]) for i in self.at])
-
-
-def _write(path: Path, x: np.ndarray, model: Model, frames: Frames | None, png: bool) -> list[Path]:
+def _write(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:
     np.save(path / "samples.npy", x)
     picture(x[:SHOWN], path / "grid.png", model.data)
     files = [path / "grid.png", path / "samples.npy"]
     if is_image(model.shape) and png:
         write_pngs(x, path / "samples", model.data.transform.levels)
         files.append(path / "samples")
-    if frames is not None:
-        decoded = torch.stack([model.data.transform.decode(f) for f in frames.stack()])
-        film(decoded, path / "trajectory.png", model.data)
-        files += [path / "trajectory.png", path / "trajectory.gif"]
     return files

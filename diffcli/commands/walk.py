@@ -12,7 +12,7 @@ from diffcli.commands.common import check_walk
 from diffcli.commands.model import Model, check_process
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.errors import UsageError
-from diffcli.sampling import draw_samples
+from diffcli.sampling import batches, draw_samples
 
 DEFAULT_STEPS = 20
 
@@ -62,11 +62,24 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
 
 
 def draw_all(
-    walk: Walk, model: Model, config: dict, device, start=None, callback=None
+    walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,); with a progress bar."""
+    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,); with a progress bar.
+
+    The bar counts the steps of all batches, and samples where the sampler chooses its own steps.
+    """
     n, x, nfe = config["n"], [], []
-    with tqdm(total=n, desc="sampling", unit="sample", disable=None, leave=False) as bar:
+    chooses = walk.sampler.evaluations is None
+    rounds = len(list(batches(n, config["batch_size"])))
+    total, unit = (n, "sample") if chooses else (rounds * (len(walk.times) - 1), "step")
+    desc = "sampling" if rounds == 1 else f"sampling in {rounds} batches"
+    with tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
+
+        def progress(steps):
+            for i in steps:
+                yield i
+                bar.update(not chooses)
+
         for batch in draw_samples(
             model.denoiser,
             walk.sampler,
@@ -78,12 +91,14 @@ def draw_all(
             start=start,
             last=walk.last,
             callback=callback,
+            see=see,
+            progress=progress,
             dtype=getattr(torch, config["dtype"]),
             device=device,
         ):
             x.append(model.data.transform.decode(batch.x.cpu()).numpy())
             nfe.append(batch.nfe.numpy())
-            bar.update(len(batch.x))
+            bar.update(chooses * len(batch.x))
     return np.concatenate(x), np.concatenate(nfe)
 
 

@@ -1,7 +1,7 @@
-"""Pictures of image items: grids, single files, the denoising as a strip and as a film; points go to `scatter`."""
+"""Pictures of image items: grids, single files, the denoising as a strip and as a film; points go to `scatter` and `flow`."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,12 @@ from numpy.typing import ArrayLike
 
 from diffcli.data.base import Data
 from diffcli.data.gif import write_gif
-from diffcli.data.scatter import scatter, scatter_frames, scatter_gif
+from diffcli.data.scatter import scatter
 from diffcli.errors import NumericalError, UsageError
 
 GRID_WIDTH = 640  # pixels at least: 8x8 digits are to be seen without zooming
+STRIP_WIDTH = 1000  # of a strip, whose columns have words above
+DPI = 128  # a power of 2, so that its size in inches is exact
 SEPARATOR = 128  # grey, told from both a black and a white background
 
 
@@ -22,17 +24,6 @@ def picture(x: ArrayLike, path: Path | str, data: Data) -> None:
         image_grid(x, path, data.transform.levels)
     else:
         scatter({data.units: x}, path)
-
-
-def film(frames: ArrayLike, path: Path | str, data: Data) -> None:
-    """Write frames `(F, N, *S)` in source units, first to last, as a strip `path.png` and a film `path.gif`."""
-    path = Path(path)
-    if is_image(np.shape(frames)[2:]):
-        strip(frames, path.with_suffix(".png"), data.transform.levels)
-        gif(frames, path.with_suffix(".gif"), data.transform.levels)
-    else:
-        scatter_frames(frames, path.with_suffix(".png"))
-        scatter_gif(frames, path.with_suffix(".gif"))
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -70,11 +61,43 @@ def write_pngs(x: ArrayLike, folder: Path | str, levels: int | None) -> None:
         Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(Path(folder) / f"{i:06d}.png")
 
 
-def strip(frames: ArrayLike, path: Path | str, levels: int | None) -> None:
-    """Write frames `(F, N, C, H, W)` in source units as one PNG, a row for each item, a column for each frame."""
-    frames = np.asarray(frames)
-    a = pixels(frames.swapaxes(0, 1).reshape(-1, *frames.shape[2:]), levels)
-    _save(_grid(a, len(frames)), path)
+def strip(rows: Mapping[str, ArrayLike], heads: Sequence[str], path: Path | str, levels: int | None) -> None:
+    """Write named kinds of frames, each `(F, N, C, H, W)` in source units, as one PNG: N blocks of a row for each kind, F columns.
+
+    heads: F words, one above each column.  Names and heads may hold mathtext.
+    Raises UsageError where heads or kinds do not fit one another.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kinds = [np.asarray(frames) for frames in rows.values()]
+    shape = kinds[0].shape
+    if any(frames.shape != shape for frames in kinds) or len(heads) != shape[0]:
+        raise UsageError(f"a strip of {len(heads)} columns needs frames of one shape, not {[a.shape for a in kinds]}")
+    count, items, _, _, w = shape
+    scale = max(1, math.ceil(STRIP_WIDTH / (count * w)))
+    # one limit for all the pictures where levels do not set it
+    a = pixels(np.stack(kinds, 1).transpose(2, 1, 0, 3, 4, 5).reshape(-1, *shape[2:]), levels)
+    blocks = [np.asarray(_grid(block, count, scale)) for block in np.split(a, items)]
+    gap = np.full((2 * scale, *blocks[0].shape[1:]), 255, np.uint8)
+    canvas = np.concatenate([part for block in blocks for part in (block, gap)][:-1])
+    height, width = canvas.shape[:2]
+    left, top, edge = 44, 26, 4  # pixels around it
+    outer = width + left + edge, height + top + edge
+    figure = Figure(figsize=(outer[0] / DPI, outer[1] / DPI), dpi=DPI)
+    FigureCanvasAgg(figure)
+    # the axes are the canvas to the pixel, so that nothing is resampled
+    ax = figure.add_axes([left / outer[0], edge / outer[1], width / outer[0], height / outer[1]])
+    colours = canvas if canvas.ndim == 3 else canvas[..., None].repeat(3, 2)
+    ax.imshow(colours, interpolation="none", aspect="auto")
+    cell = (width - 1) / count
+    ax.set_xticks([(i + 0.5) * cell for i in range(count)], heads, fontsize=7)
+    tall, block = blocks[0].shape[0] / len(kinds), blocks[0].shape[0] + len(gap)
+    at = [n * block + (k + 0.5) * tall for n in range(items) for k in range(len(kinds))]
+    ax.set_yticks(at, [*rows] * items, fontsize=9)
+    ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
+    ax.spines[:].set_visible(False)
+    figure.savefig(_made(path), dpi=DPI)
 
 
 def gif(frames: ArrayLike, path: Path | str, levels: int | None, milliseconds: int = 100) -> None:
@@ -127,5 +150,9 @@ def _grid(a: np.ndarray, columns: int, scale: int | None = None, labels: Sequenc
 
 
 def _save(grid, path: Path | str) -> None:
+    grid.save(_made(path), format="PNG")
+
+
+def _made(path: Path | str) -> Path:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid.save(path, format="PNG")
+    return Path(path)

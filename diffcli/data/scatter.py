@@ -1,6 +1,6 @@
 """Pictures of points: histograms in one dimension, scatters of the first two coordinates in more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +33,19 @@ def scatter(sets: Mapping[str, ArrayLike], path: Path | str) -> None:
     figure.savefig(_made(path), dpi=100)
 
 
-def scatter_frames(frames: ArrayLike, path: Path | str) -> None:
-    """Write frames `(F, N, *S)` as one PNG with at most 8 panels, evenly spaced from the first frame to the last."""
+def scatter_frames(frames: ArrayLike, heads: Sequence[str], path: Path | str) -> None:
+    """Write frames `(F, N, *S)` as one PNG with at most 8 panels, evenly spaced from the first to the last; heads: F titles."""
     frames = _frames(frames)
     shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST_PANELS)).round().astype(int))
     figure, axes = _panels(len(shown))
     for ax, i, limit in zip(axes, shown, _limits([frames[i] for i in shown]), strict=True):
         _draw(ax, frames[i], limit)
-        ax.set_title(f"frame {i} of {len(frames) - 1}")
+        ax.set_title(heads[i])
     figure.savefig(_made(path), dpi=100)
 
 
-def scatter_gif(frames: ArrayLike, path: Path | str, milliseconds: int = 100) -> None:
-    """Write frames `(F, N, *S)` as an endless GIF; the last frame stays 1.5 s longer."""
+def scatter_gif(frames: ArrayLike, heads: Sequence[str], path: Path | str, milliseconds: int = 100) -> None:
+    """Write frames `(F, N, *S)` as an endless GIF; heads: F titles; the last frame stays 1.5 s longer."""
     from PIL import Image
 
     frames = _frames(frames)
@@ -54,7 +54,7 @@ def scatter_gif(frames: ArrayLike, path: Path | str, milliseconds: int = 100) ->
     for i, (x, limit) in enumerate(zip(frames, _limits(list(frames)), strict=True)):
         ax.clear()
         _draw(ax, x, limit)
-        ax.set_title(f"frame {i} of {len(frames) - 1}")
+        ax.set_title(heads[i])
         figure.canvas.draw()
         # The first layout stays, so that the axes do not jump from frame to frame.
         figure.set_layout_engine("none")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.numeric import match
 
 
 class Watched(Denoiser):
@@ -24,3 +25,9 @@ class Watched(Denoiser):
         x0, eps, v = self.inner.moments(xt, t, **cond)
         self.see(x0, t)
         return x0, eps, v
+
+    def score(self, xt, t, **cond):
+        # the inner one's own, which holds without noise too; x0_hat by Tweedie
+        score, alpha, sigma = self.inner.score(xt, t, **cond), self.sde.alpha(t), self.sde.sigma(t)
+        self.see(match(1 / alpha, xt) * xt + match(sigma**2 / alpha, xt) * score, t)
+        return score

@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from diffcli.commands.trajectory import Trajectory
 from diffcli.data.mixture import Mixture
 from diffcli.diffusion.exact import Exact
-from diffcli.diffusion.samplers import RK45, sample
+from diffcli.diffusion.grid import UniformLam
+from diffcli.diffusion.samplers import DDIM, RK45, Ancestral, Heun, sample
 from diffcli.diffusion.schedule import Linear
 from diffcli.diffusion.sde import VP
+from diffcli.randomness import ItemNoise
+from diffcli.sampling import draw_samples
 
 SAMPLERS = ["euler_maruyama", "ancestral", "ddim", "heun", "dpm2", "rk45"]
 TINY = (
@@ -122,6 +126,88 @@ def test_files_of_a_run(cli, tmp_path, trained):
     } <= record.keys()
     assert record["config"]["ckpt"] == str(trained)
     assert "18 samples, 4 network evaluations each" in done.out
+
+
+def test_files_of_points(cli, tmp_path):
+    done = cli("sample", "network=exact", "data=mixture", "n=18", "steps=2", "trajectory=true", "out=s")
+    assert done.code == 0 and done.err == ""  # no progress bar where there is no terminal
+    names = {p.name for p in (tmp_path / "s").iterdir()}
+    assert names == {"run.json", "samples.npy", "grid.png", "flow.png", "trajectory.png", "trajectory.gif"}
+
+
+@pytest.mark.parametrize(("sampler", "total", "unit"), [("ddim", 3 * 4, "step"), ("rk45", 37, "sample")])
+def test_the_progress_bar_ends_at_its_total(cli, monkeypatch, sampler, total, unit):
+    """Steps of all the batches; samples where the sampler chooses its steps."""
+    bars = []
+
+    class Bar:
+        def __init__(self, **settings):
+            self.settings, self.at = settings, [0]
+            bars.append(self)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def update(self, by=1):
+            self.at.append(self.at[-1] + by)
+
+    monkeypatch.setattr("diffcli.commands.walk.tqdm", Bar)
+    few = ("sampler.tol=1e-2",) if sampler == "rk45" else ("steps=4",)
+    asked = ("sample", "network=exact", "data=mixture", f"sampler={sampler}", *few, "n=37", "batch_size=16", "out=s")
+    assert cli(*asked).code == 0
+    ((settings, at),) = [(bar.settings, bar.at) for bar in bars]
+    assert (settings["total"], settings["unit"], settings["disable"]) == (total, unit, None)
+    assert at[-1] == total and len(set(at)) == (total + 1 if unit == "step" else 4)
+
+
+@pytest.mark.parametrize("sampler", [DDIM(), Heun(), Ancestral(), RK45(1e-6)])
+def test_a_trajectory_pairs_x_with_the_estimate_made_there(sampler):
+    """Of the first items only, across batches, with the start and the end."""
+    model, sde = Exact(VP(Linear()), Mixture().mixture), VP(Linear())
+    times = UniformLam()(sde, 40)
+    seen = Trajectory(times, 50, items=20, most=6)
+    drawn = draw_samples(
+        model,
+        sampler,
+        times,
+        (2,),
+        50,
+        0,
+        16,
+        callback=seen.callback,
+        see=seen.see,
+        last="denoise",
+        dtype=torch.float64,
+    )
+    samples = torch.cat([batch.x for batch in drawn])
+    assert seen.at == [0, 8, 16, 24, 32, 40]
+    assert seen.x.shape == seen.x0.shape == (6, 20, 2)
+    noise = ItemNoise(0, range(20), (2,))(0)
+    assert torch.equal(seen.x[0], noise)
+    expected = torch.stack([model(x.double(), t) for x, t in zip(seen.x, times[seen.at], strict=True)])
+    close = 0.15 if sampler.evaluations is None else 1e-5  # the newest of its own steps, before the time
+    assert (seen.x0 - expected).abs().max() < close
+    assert (expected.diff(dim=0).abs().amax((1, 2)) > 2 * close)[1:3].all()
+    assert (seen.x0[-1] - samples[:20]).abs().max() < 1e-5
+
+
+def test_an_estimate_belongs_to_the_times_before_it_and_the_item_it_is_of():
+    """t of each item its own, as of an adaptive sampler; and all of one level, where the order is what tells."""
+    seen = Trajectory(torch.tensor([1.0, 0.5, 0.1]), 3, items=2, most=3)
+    seen.callback(0, 0, torch.zeros(3, 1))
+    for n, t in enumerate([(1.0, 1.0, 1.0), (0.7, 0.5, 1.0), (0.4, 0.6, 0.1), (0.05, 0.1, 0.1)]):
+        seen.see(0, torch.full((3, 1), float(n)), torch.tensor(t))
+    for i in (1, 2):
+        seen.callback(0, i, torch.zeros(3, 1))
+    assert seen.x0[..., 0].tolist() == [[0, 0], [1, 2], [2, 3]]
+    level = Trajectory(torch.zeros(4), 1, items=1, most=4)
+    for i in range(4):
+        level.callback(0, i, torch.full((1, 1), float(i)))
+        level.see(0, torch.full((1, 1), 10.0 + i), torch.tensor(0.0))
+    assert level.x.flatten().tolist() == [0, 1, 2, 3] and level.x0.flatten().tolist() == [10, 11, 12, 13]
 
 
 def test_newest_run_is_found_and_named(cli, tmp_path, trained):
