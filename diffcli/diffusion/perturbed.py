@@ -8,6 +8,7 @@ from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.numeric import Constants, match, require
 
 WAVES = 32  # cosines that the error is made of
+LAM = 20.0  # where sigma or alpha is zero lam is infinite
 
 
 class Perturbed(Denoiser):
@@ -41,7 +42,7 @@ class Perturbed(Denoiser):
         """r(xt, t) (B, *S) float64."""
         a, w, nu, b = self.waves.on(xt.device)
         u = xt.double() / match(torch.hypot(self.sde.alpha(t), self.sde.sigma(t)), xt.double())
-        lam = match(self.sde.lam(t), w.new_empty(len(xt), 1))
+        lam = match(self.sde.lam(t).clamp(-LAM, LAM), w.new_empty(len(xt), 1))
         return (torch.cos(u.flatten(1) @ w.T + lam * nu + b) @ a * math.sqrt(2 / WAVES)).view_as(xt)
 
     def parts(self, xt, t, **cond):
