@@ -37,7 +37,7 @@ def draw_samples(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Samples]:
-    """Samples 0 ... n - 1 in model space, batch by batch; `start` (n, *shape) is x at times[0], by default the prior's.
+    """Samples 0 ... n - 1 in model space, batch by batch; `start` (n, *shape) is x at times[0], by default its sampler's own.
 
     callback(first item, i, x) is called with x (B, *shape) at times[i], i = 0 before the first step and then after each one;
     see(first item, x0_hat, t) at each evaluation; progress wraps the steps of each batch.
@@ -45,7 +45,7 @@ def draw_samples(
     for items in batches(n, batch_size):
         noise = ItemNoise(seed, items, shape, dtype, device)
         x = (
-            denoiser.sde.sample_prior(noise(0))
+            sampler.begin(denoiser.sde, noise)
             if start is None
             else start[[min(i, n - 1) for i in items]].to(dtype).to(device)
         )

@@ -90,12 +90,17 @@ def _remedy(sde: SDE, own: dict[str, str]) -> str:
 
 
 def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> None:
-    """Refuse what the model has no prior or no meaning for: a free field is the velocity of an ODE and nothing else."""
+    """Refuse what the model has no prior or no meaning for: a free field is the velocity of an ODE and nothing else.
+
+    A sampler that asks the score alone may start anywhere.
+    """
     if denoiser.posterior_mean:
-        check_prior(denoiser.sde, warn)
+        if kind != "score":
+            check_prior(denoiser.sde, warn)
     elif kind != "ode":
         raise UsageError(
-            "the model is a free field (cnf), which has no score for this SDE sampler", "sampler=dpm2|heun|ddim|rk45"
+            f"the model is a free field (cnf), which has no score for this {'SDE ' * (kind == 'sde')}sampler",
+            "sampler=dpm2|heun|ddim|rk45",
         )
     elif last == "denoise":
         raise UsageError("the model is a free field (cnf), whose x0_hat is no posterior mean", "last=stop")

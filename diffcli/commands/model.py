@@ -87,7 +87,12 @@ def _from_checkpoint(cfg) -> Model:
         checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
     denoiser = checkpoint.build_denoiser(node, cfg.trust)
     checkpoint.load_weights(denoiser, content, cfg.weights, path)
-    if (typed("sde=") or typed("schedule=")) and denoiser.sde.is_process:  # else it is refused later
+    if typed("sde=") or typed("schedule="):
+        if not denoiser.sde.is_process:
+            raise UsageError(
+                f"{path} is a model of one noise level (levels=one): it fits no other SDE",
+                "sde= and schedule= left out",
+            )
         sde = config["sde"] if typed("sde=") else node["sde"] | {"schedule": config["schedule"]}
         denoiser = _rescaled(denoiser, sde)
     config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
@@ -115,12 +120,12 @@ def _change(node: dict | None, changes: dict, group: str, allowed: set[str] | No
         node[key] = value
 
 
-def check_process(model: Model) -> None:
+def check_process(model: Model, instead: str = "") -> None:
     """Raise UsageError for a model of one noise level, which has a score and no way from noise to data."""
     if not model.denoiser.sde.is_process:
         raise UsageError(
             f"{model.source} is a model of one noise level (levels=one): it has no process to walk along",
-            "a training on all levels: diffcli train sde=vp|subvp|ve|flow",
+            f"{instead}a training on all levels: diffcli train sde=vp|subvp|ve|flow",
         )
 
 

@@ -11,6 +11,7 @@ from diffcli.commands.common import check_walk, chosen, pick_device, typed
 from diffcli.commands.fit import check_fit
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
+from diffcli.commands.walk import build_sampler
 from diffcli.data.base import Data
 from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
@@ -139,7 +140,7 @@ def _check_devices(trainer) -> None:
 def build_parts(config: dict) -> Parts:
     """Build every part of a plain config.  Raises UsageError for the first that does not fit."""
     data, loss, optim = (build(config[name], name) for name in ("data", "loss", "optim"))
-    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
     check(config["trainer"], "trainer")
     torch.manual_seed(key(config["seed"], "init") % 2**63)
     try:

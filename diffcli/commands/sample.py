@@ -44,7 +44,7 @@ def run(cfg) -> int:
         results = {
             "n": len(x),
             "last": walk.last,
-            "t_end": float(walk.times[-1]),
+            "t_end": float(walk.sampler.end(walk.times)),
             "sampling_seconds": round(seconds, 3),
         }
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)

@@ -10,11 +10,14 @@ from tqdm import tqdm
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_walk
 from diffcli.commands.model import Model, check_process
+from diffcli.commands.options import filled
+from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
+from diffcli.diffusion.sde import SDE
 from diffcli.errors import UsageError
 from diffcli.sampling import batches, draw_samples
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = Sampler.usual_steps
 
 
 @dataclass
@@ -26,11 +29,27 @@ class Walk:
     last: str
 
 
+def build_sampler(node: dict) -> Sampler:
+    """The sampler of a node; its predictor may be given by name.  Raises UsageError."""
+    node = filled(node, predictor="sampler")
+    predictor = node.get("predictor", {})
+    if not isinstance(predictor, dict):
+        raise UsageError(
+            f"sampler.predictor must name a sampler, got {predictor}", "sampler.predictor=reverse_diffusion"
+        )
+    if "predictor" in predictor:
+        raise UsageError(
+            "sampler.predictor has a predictor of its own", "sampler.corrector_steps=2 for more correction"
+        )
+    return build(node, "sampler")
+
+
 def plan_walk(config: dict, model: Model) -> Walk:
     """Build the sampler and its times.  Raises UsageError where n, steps, nfe, grid and sampler do not go together."""
     check_type(config["n"], int, "n")  # null means all the items to nll, and nothing here
-    check_process(model)
-    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
+    if not sampler.one_level:
+        check_process(model, "sampler=langevin|mode, or ")
     last = config["last"] or sampler.last()
     steps = _steps(config, sampler, last)
     check_walk(model.denoiser, sampler.kind, last)
@@ -39,10 +58,17 @@ def plan_walk(config: dict, model: Model) -> Walk:
     except ValueError as error:
         raise UsageError(f"sampler: {error}") from error
     try:
-        steps = steps or grid.steps(model.denoiser.sde) or DEFAULT_STEPS
-        return Walk(sampler, grid(model.denoiser.sde, steps), last)
+        return Walk(sampler, _times(sampler, grid, model.denoiser.sde, steps), last)
     except ValueError as error:
         raise UsageError(f"grid: {error}") from error
+
+
+def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None) -> Tensor:
+    """The grid's times; its last one again and again for a sampler that stays there."""
+    if not sampler.one_level:
+        return grid(sde, steps or grid.steps(sde) or sampler.usual_steps)
+    end = grid.ends(sde)[-1] if sde.is_process else torch.tensor(sde.t_min, dtype=torch.float64)
+    return end.repeat((steps or sampler.usual_steps) + 1)
 
 
 def _steps(config: dict, sampler: Sampler, last: str) -> int | None:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf, open_dict
 from diffcli.commands.build import build, check
 from diffcli.commands.prepare import build_parts, prepare
 from diffcli.commands.train import build_trainer
+from diffcli.commands.walk import build_sampler
 from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
@@ -114,6 +115,8 @@ def test_every_option_builds(path, tmp_path):
         build_data(config["data"])
     elif group == "grid":
         build_grid(config["grid"])
+    elif group == "sampler":
+        assert type(build_sampler(config[group])).__name__ == config[group]["_target_"].rpartition(".")[2]
     elif group == "trainer":
         check_trainer(config, tmp_path)
     elif group == "logger":

@@ -33,6 +33,8 @@ VARIANTS = {  # name -> option and settings that are tested beside the defaults
 def make(option: str, **settings):
     """The sampler of a yaml, with some settings changed."""
     node = yaml.safe_load((CONF / f"{option}.yaml").read_text()) | settings
+    if "predictor" in node:
+        node["predictor"] = make(node["predictor"])
     module, _, name = node.pop("_target_").rpartition(".")
     return getattr(importlib.import_module(module), name)(**node)
 
@@ -41,7 +43,8 @@ SAMPLERS = {p.stem: make(p.stem) for p in sorted(CONF.glob("*.yaml"))} | {
     name: make(option, **settings) for name, (option, settings) in VARIANTS.items()
 }
 FIXED = {n: s for n, s in SAMPLERS.items() if s.evaluations is not None}
-WALKS = {n: s for n, s in FIXED.items() if s.kind != "score"}  # from noise to data along the marginals
+# from noise to data along the marginals, with an order: a corrector of its own step size has none
+WALKS = {n: s for n, s in FIXED.items() if s.kind != "score" and s.order is not None}
 ODE = {n: s for n, s in WALKS.items() if s.kind == "ode"}
 SDE = {n: s for n, s in WALKS.items() if s.kind == "sde"}
 

@@ -1,16 +1,21 @@
 from diffcli.diffusion.samplers.adams import LMS, Deis
 from diffcli.diffusion.samplers.ancestral import Ancestral
+from diffcli.diffusion.samplers.annealed_langevin import AnnealedLangevin
 from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, most_steps, sample
 from diffcli.diffusion.samplers.ddim import DDIM
 from diffcli.diffusion.samplers.dpm2 import DPM2
 from diffcli.diffusion.samplers.dpmpp_multistep import DPMpp2M, DPMpp3M
 from diffcli.diffusion.samplers.euler_maruyama import EulerMaruyama
+from diffcli.diffusion.samplers.langevin import Langevin
+from diffcli.diffusion.samplers.mode import Mode
 from diffcli.diffusion.samplers.pndm import PNDM
+from diffcli.diffusion.samplers.predictor_corrector import PredictorCorrector
 from diffcli.diffusion.samplers.rk45 import RK45
 from diffcli.diffusion.samplers.runge_kutta import RK4, Euler, Heun
 from diffcli.diffusion.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "DPMpp2M", "DPMpp3M", "Deis", "Euler", "EulerMaruyama", "FixedGrid",
-    "Heun", "Sampler", "Samples", "UniPC", "most_steps", "sample",
+    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "AnnealedLangevin", "DPMpp2M", "DPMpp3M", "Deis", "Euler",
+    "EulerMaruyama", "FixedGrid", "Heun", "Langevin", "Mode", "PredictorCorrector", "Sampler", "Samples", "UniPC", "most_steps",
+    "sample",
 ]  # fmt: skip

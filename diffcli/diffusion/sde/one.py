@@ -12,11 +12,12 @@ from diffcli.diffusion.sde.base import SDE
 class OneLevel(SDE):
     """`x = alpha x0 + sigma eps` at one level for every t; sigma = 0 is the data itself (no eps, no x0 reading of a score).
 
-    There is nothing to walk along: f = 0 and g = 0, and it has no prior.
+    There is nothing to walk along: f = 0 and g = 0.  Its prior is no more than where Langevin starts: N(0, I).
     Raises ValueError unless alpha > 0 and sigma >= 0.  Hyvärinen 2005 (sigma = 0); Vincent 2011.
     """
 
     is_process = False
+    prior_std = 1.0
 
     def __init__(self, alpha: float = 1.0, sigma: float = 0.1):
         super().__init__()
