@@ -5,17 +5,24 @@ from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, most_st
 from diffcli.diffusion.samplers.ddim import DDIM
 from diffcli.diffusion.samplers.dpm2 import DPM2
 from diffcli.diffusion.samplers.dpmpp_multistep import DPMpp2M, DPMpp3M
+from diffcli.diffusion.samplers.dpmpp_multistep_sde import DPMpp2MSDE, DPMpp3MSDE
+from diffcli.diffusion.samplers.dpmpp_sde import DPMppSDE
+from diffcli.diffusion.samplers.edm_churn import EDMChurn
+from diffcli.diffusion.samplers.euler_ancestral import EulerAncestral
 from diffcli.diffusion.samplers.euler_maruyama import EulerMaruyama
 from diffcli.diffusion.samplers.langevin import Langevin
 from diffcli.diffusion.samplers.mode import Mode
 from diffcli.diffusion.samplers.pndm import PNDM
 from diffcli.diffusion.samplers.predictor_corrector import PredictorCorrector
+from diffcli.diffusion.samplers.reverse_diffusion import ReverseDiffusion
 from diffcli.diffusion.samplers.rk45 import RK45
 from diffcli.diffusion.samplers.runge_kutta import RK4, Euler, Heun
+from diffcli.diffusion.samplers.sa_solver import SASolver
 from diffcli.diffusion.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "AnnealedLangevin", "DPMpp2M", "DPMpp3M", "Deis", "Euler",
-    "EulerMaruyama", "FixedGrid", "Heun", "Langevin", "Mode", "PredictorCorrector", "Sampler", "Samples", "UniPC", "most_steps",
-    "sample",
+    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "AnnealedLangevin", "DPMpp2M", "DPMpp2MSDE", "DPMpp3M",
+    "DPMpp3MSDE", "DPMppSDE", "Deis", "EDMChurn", "Euler", "EulerAncestral", "EulerMaruyama", "FixedGrid", "Heun",
+    "Langevin", "Mode", "PredictorCorrector", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC",
+    "most_steps", "sample",
 ]  # fmt: skip
