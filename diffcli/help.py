@@ -7,6 +7,8 @@ ABOUT = {
     "sample": "draw samples from a trained model",
     "nll": "log-likelihood and bits/dim of data under a model (also: likelihood)",
     "evaluate": "compare samples with held-out data",
+    "compare": "samplers side by side on one model: which is best at how many network evaluations",
+    "samplers": "the table of all samplers: kind, order, evaluations a step",
     "import": "make a checkpoint of a diffusers model, or of what export wrote",
     "export": "write a checkpoint as safetensors and JSON, and for diffusers",
     "explain": "a process, its data and its scores in figures, and the clocks of other programs",
@@ -66,8 +68,6 @@ def command_help(command: str, config_dir: str | None = None) -> str:
         f"usage: diffcli {command} [key=value ...]",
         "",
         ABOUT[command],
-        "",
-        "groups (group=option; group.key=value):",
     ]
     primary = folders()[-1] / f"{command}.yaml"
     chosen = {
@@ -76,17 +76,20 @@ def command_help(command: str, config_dir: str | None = None) -> str:
         if isinstance(item, dict)
         for k, v in item.items()
     }
-    for name, options in groups(command, config_dir).items():
+    known = groups(command, config_dir)
+    lines += ["", "groups (group=option; group.key=value):"] if known else []
+    for name, options in known.items():
         default = chosen[name] if chosen[name] is not None else "the checkpoint's"
         lines.append(f"  {name}  (default: {default})")
         lines += [f"    {option:<16} {about}".rstrip() for option, about in options.items()]
     lines += ["", "settings (key=value) and their defaults:"]
-    for path in (primary, primary.with_name("common.yaml")):
-        body = path.read_text().split("\ndefaults:")[1]
-        lines += [f"  {line}" for line in _settings(body)]
+    own, common = (
+        _settings(path.read_text().split("\ndefaults:")[1]) for path in (primary, primary.with_name("common.yaml"))
+    )
+    keys = {line.partition(":")[0] for line in own}  # a command's own default stands for the common one
+    lines += [f"  {line}" for line in [*own, *(line for line in common if line.partition(":")[0] not in keys)]]
+    lines += ["", *(["a group's own keys: diffcli " + command + " --cfg job"] if known else [])]
     lines += [
-        "",
-        "a group's own keys: diffcli " + command + " --cfg job",
         "-m sweeps over a=1,2 b=x,y; --config-dir DIR adds your own configs",
     ]
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def run(cfg) -> int:
         if not np.isfinite(x).all():
             raise NumericalError("some of the samples are not finite")
         held_out = model.data.held_out and cfg.split == "test"
-        figures = compare(_as_data(x, model), model.data.transform.encode(real).double(), cfg.seed)
+        figures = compare(as_data(x, model), model.data.transform.encode(real).double(), cfg.seed)
         results = figures | {"n": len(x), "split": cfg.split, "held_out": held_out}
         write_text(path / "metrics.json", json.dumps(results, indent=2) + "\n")
         _picture(path / "comparison.png", x, real.numpy(), model)
@@ -53,7 +53,7 @@ def run(cfg) -> int:
     return 0
 
 
-def _as_data(x: np.ndarray, model: Model) -> torch.Tensor:
+def as_data(x: np.ndarray, model: Model) -> torch.Tensor:
     """Samples as they would be saved: on the data's levels, where it has any; back in model space, as the data are."""
     transform = model.data.transform
     x = torch.from_numpy(x).double()

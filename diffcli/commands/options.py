@@ -25,6 +25,11 @@ def names(group: str, user: str | None = None) -> list[str]:
     return sorted({path.stem for folder in folders(user) for path in (folder / group).glob("*.yaml")})
 
 
+def path(group: str, name: str, user: str | None = None) -> Path:
+    """The yaml of an option that is there."""
+    return next(p for p in (folder / group / f"{name}.yaml" for folder in folders(user)) if p.is_file())
+
+
 def words(text: str, where: str) -> tuple[str, dict[str, object]]:
     """`NAME key=value ...` as the name and the settings, with values as on the command line.  Raises UsageError.
 
@@ -61,11 +66,11 @@ def load(group: str, name: str, user: str | None = None) -> dict:
     known = names(group, user)
     if name not in known:
         raise UsageError(f"no {group} named {name!r}{nearest(name, known)}", f"one of {', '.join(known)}")
-    path = next(p for p in (Path(folder) / group / f"{name}.yaml" for folder in folders(user)) if p.is_file())
+    file = path(group, name, user)
     try:
-        node = OmegaConf.to_container(OmegaConf.load(path))
+        node = OmegaConf.to_container(OmegaConf.load(file))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no yaml: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{file} is no yaml: {' '.join(str(error).split())}") from None
     bases = [base for base in node.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
     whole = {}
     for base in bases:

@@ -34,7 +34,7 @@ OWN += (
     "scheduler_config.json",
 )
 OWN += ("explain.json", "coefficients.csv", "clocks.csv", "coefficients.png", "forward.png", "scores.png", "energy.png")
-OWN += ("marginals.png", "flow.png")
+OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png")
 
 
 class RunFolder:

@@ -52,6 +52,9 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "start": (str | None, None, None),
     "trajectory": (bool, None, None),
     "png": (bool, None, None),
+    "samplers": (list[str] | str, None, None),
+    "endpoints": (int, 1, None),
+    "format": (Literal["text", "markdown"], None, None),
     # Lightning's own, where a wrong value would only fail late or be taken for something else
     "trainer.max_steps": (int, 1, None),
     "trainer.devices": (int | Literal["auto"] | list[int], 1, None),
@@ -75,12 +78,16 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
 }
 
 
+COMPARED = {"nfe": (list[int] | int, 1, None)}  # of the command that has `samplers`: several budgets
+
+
 def check_settings(config: dict, groups: set[str]) -> None:
     """Check every setting of a plain config that belongs to no group.  Raises UsageError for the first unfit one."""
     flat = dict(_flat({k: v for k, v in config.items() if k not in groups or k == "trainer"}))
+    known = SETTINGS | (COMPARED if "samplers" in flat else {})
     for key, value in flat.items():
-        if key in SETTINGS:
-            hint, least, greatest = SETTINGS[key]
+        if key in known:
+            hint, least, greatest = known[key]
             if value == "":  # an empty path would be the current folder
                 raise UsageError(f"{key}= is empty", f"{key}=VALUE, or leave it out")
             check_type(value, hint, key)
