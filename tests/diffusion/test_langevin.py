@@ -148,10 +148,10 @@ def test_plain_langevin_finds_the_wrong_weights(two_modes):
 @pytest.mark.parametrize("start", ["uniform", "prior"])
 def test_annealed_langevin_finds_the_right_weights(two_modes, start):
     mixture, noise = two_modes
-    sde = VE(NCSN(L=10, sigma_min=0.1, sigma_max=20.0))
-    sampler, model = AnnealedLangevin(0.2, 60, start=start, low=-8, high=8), Exact(sde, mixture)
+    sde = VE(NCSN(L=20, sigma_min=0.1, sigma_max=20.0))
+    sampler, model = AnnealedLangevin(0.1, 60, start=start, low=-8, high=8), Exact(sde, mixture)
     x = sampler.begin(sde, noise)
-    x = sample(model, sampler, x, Levels()(sde, 9), draws(1, *x.shape)).x
+    x = sample(model, sampler, x, Levels()(sde, 19), draws(1, *x.shape)).x
     assert abs(heavy(x) - 0.8) < 0.03
     assert (x.abs() - 5).abs().mean() < 1.2
 
