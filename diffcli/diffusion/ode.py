@@ -1,6 +1,7 @@
 """ODE solvers whose step size belongs to the item: what one item gets never depends on its neighbours."""
 
-from itertools import pairwise
+from abc import ABC, abstractmethod
+from itertools import count, pairwise
 
 import torch
 from torch import Tensor
@@ -53,13 +54,13 @@ def _choose(accept: Tensor, new: State, old: State) -> State:
     return tuple(torch.where(match(accept, q).bool(), q, p) for p, q in zip(old, new, strict=True))
 
 
-def _check_finite(y: State, tau: Tensor, nfe: int) -> None:
+def _check_finite(y: State, tau: Tensor, nfe: int, clock: str = "lam") -> None:
     for part in y:
         bad = ~torch.isfinite(part.flatten(1)).all(1)
         if bad.any():
             i = int(bad.nonzero()[0])
             raise NumericalError(
-                f"the solver met a non-finite value at lam = {tau[i].item():.4g} after {nfe} evaluations"
+                f"the solver met a non-finite value at {clock} = {tau[i].item():.4g} after {nfe} evaluations"
             )
 
 
@@ -86,77 +87,148 @@ class FixedStep:
         return y, torch.full((batch,), self.steps * len(self.tableau.c), dtype=torch.int64)
 
 
-class DormandPrince:
-    """Dormand-Prince 5(4) with one step size an item.
+class Pair(ABC):
+    """Two solutions of one step, whose difference is its error: what `Adaptive` needs to know of a method.
 
-    A step is accepted where `max over parts of rms(error / (atol + rtol |y|)) <= 1`; `scales` gives a part's (atol, rtol) in
-    units of tol.  Items that reached the end wait, and are not counted.  Raises NumericalError at a non-finite value, a step
-    that underflows, or more than max_nfe evaluations.  Hairer, Norsett & Wanner 1993, sec. II.4.
+    calls: of the model for an attempt, after the reading at the step's start.
+    power: the factor of a step is `0.9 error^-power`.
+    clock: the name of tau in a message.
+    longest: step that it may take, where its error could be blind to what happens within one.
     """
 
-    def __init__(self, tol: float = 1e-5, max_nfe: int = 10_000):
+    calls: int
+    power: float
+    clock: str = "lam"
+    longest: float = float("inf")
+
+    @abstractmethod
+    def read(self, y: State, tau: Tensor) -> State:
+        """What one call of the model says at the step's start; an attempt that fails leaves it as it is."""
+
+    @abstractmethod
+    def attempt(self, y: State, first: State, tau: Tensor, h: Tensor, k: int) -> tuple[State, State, State | None]:
+        """y at tau + h, the error of each part, and the reading there if it has one.
+
+        tau, h (B,), h = 0 for an item that waits; k counts the attempts, of an item as of its batch: what noise is keyed by.
+        """
+
+    @abstractmethod
+    def start(self, y: State, first: State, tol: float, scales, span: float) -> Tensor:
+        """The first step (B,), in the direction of span."""
+
+
+class Adaptive:
+    """The loop of an embedded pair with one step size an item.
+
+    A step is accepted where `max over parts of rms(error / (atol + rtol |y|)) <= 1`; `scales` gives a part's (atol, rtol) in
+    units of tol.  An item's evaluations are those that it would take alone.  Raises ValueError unless 0 < tol < 1, and
+    NumericalError at a non-finite value, a step that underflows, or more than max_nfe evaluations.
+    Hairer, Norsett & Wanner 1993, sec. II.4.
+    """
+
+    def __init__(self, tol: float, max_nfe: int = 10_000):
         require(0 < tol < 1, f"tol must lie between 0 and 1, got {tol}")
         self.tol, self.max_nfe = float(tol), max_nfe
 
-    def solve(self, fn, y: State, a: float, b: float, scales=None, observe=None) -> tuple[State, Tensor]:
-        """Integrate `dy/dtau = fn(y, tau (B,))` from a to b; the state at b and the evaluations of each item (B,).
+    def run(self, pair: Pair, y: State, a: float, b: float, scales=None, observe=None) -> tuple[State, Tensor]:
+        """From y at tau = a to tau = b; the state there and the evaluations of each item (B,).
 
-        `observe(tau, end, y, new, slope, new_slope, accept)` sees every step.
+        `observe(tau, end, y, new, first, last, accept)` sees every attempt, first and last being the pair's readings.
         """
         scales = scales or [(1.0, 1.0)] * len(y)
         batch, device = y[0].shape[0], y[0].device
         tau = torch.full((batch,), a, dtype=torch.float64, device=device)
         nfe = torch.ones(batch, dtype=torch.int64, device=device)
-        first = fn(y, tau)
-        h = self._first_step(y, first, scales, b - a)
-        while True:
+        first = pair.read(y, tau)
+        h = pair.start(y, first, self.tol, scales, b - a)
+        for k in count():
             active = tau != b
             if not active.any():
                 return y, nfe.cpu()
-            last = (b - tau - h).abs() <= 1e-12 * abs(b - a)
-            h = torch.where(active, torch.where(((b - tau - h) * (b - a) < 0) | last, b - tau, h), torch.zeros_like(h))
-            stages = [first]
-            for c, weights in zip(DOPRI5.c[1:], DOPRI5.a[1:], strict=True):
-                new = _add(y, h, weights, stages)
-                stages.append(fn(new, tau + c * h))
-            nfe += 6 * active
-            _check_finite(new, tau, int(nfe.max()))
-            error = self._error(y, new, h, stages, scales)
+            near = (b - tau - h).abs() <= 1e-12 * abs(b - a)
+            h = torch.where(active, torch.where(((b - tau - h) * (b - a) < 0) | near, b - tau, h), torch.zeros_like(h))
+            new, error, last = pair.attempt(y, first, tau, h, k)
+            nfe += pair.calls * active
+            _check_finite(new, tau, int(nfe.max()), pair.clock)
+            error = self._norm(error, y, new, scales)
             accept = active & (error <= 1)
             end = torch.where((h == b - tau), torch.full_like(tau, b), tau + h)
             if observe is not None:
-                observe(tau, end, y, new, first, stages[-1], accept)
-            tau = torch.where(accept, end, tau)
-            y, first = _choose(accept, new, y), _choose(accept, stages[-1], first)
-            h = h * (0.9 * error.clamp(min=1e-10) ** -0.2).clamp(0.2, 10.0)
-            self._guard(h, tau, tau != b, nfe, abs(b - a))
+                observe(tau, end, y, new, first, last, accept)
+            tau, y = torch.where(accept, end, tau), _choose(accept, new, y)
+            moved = accept & (tau != b)
+            if last is not None:
+                first = _choose(accept, last, first)
+            elif moved.any():
+                first = pair.read(y, tau)
+                nfe += moved
+            h = h * (0.9 * error.clamp(min=1e-10) ** -pair.power).clamp(0.2, 10.0)
+            h = h.clamp(-pair.longest, pair.longest)
+            self._guard(h, tau, tau != b, nfe, abs(b - a), pair.clock)
 
-    def _error(self, y: State, new: State, h: Tensor, stages, scales) -> Tensor:
+    def _norm(self, error: State, y: State, new: State, scales) -> Tensor:
         errors = []
-        for n, (atol, rtol) in enumerate(scales):
-            err = match(h, y[n]) * sum(w * k[n] for w, k in zip(DOPRI5.e, stages, strict=True) if w != 0)
-            scale = self.tol * (atol + rtol * torch.maximum(y[n].abs(), new[n].abs()))
-            errors.append((err / scale).double().flatten(1).square().mean(1).sqrt())
+        for e, p, q, (atol, rtol) in zip(error, y, new, scales, strict=True):
+            scale = self.tol * (atol + rtol * torch.maximum(p.abs(), q.abs()))
+            errors.append(rms(e / scale))
         return torch.stack(errors).amax(0)
 
-    def _first_step(self, y: State, first: State, scales, span: float) -> Tensor:
+    def _guard(self, h: Tensor, tau: Tensor, active: Tensor, nfe: Tensor, span: float, clock: str) -> None:
+        worst, small = int(nfe.max()), active & (h.abs() < 1e-13 * span)
+        if bool(small.any()):
+            at = tau[small][0].item()
+            raise NumericalError(f"the step size underflows at {clock} = {at:.4g} after {worst} evaluations")
+        if worst > self.max_nfe and bool(active.any()):
+            at = tau[active][0].item()
+            raise NumericalError(
+                f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped at {clock} = {at:.4g}"
+            )
+
+
+def rms(x: Tensor) -> Tensor:
+    """The root mean square of each item, (B, ...) -> (B,), in float64."""
+    return x.double().flatten(1).square().mean(1).sqrt()
+
+
+class Embedded(Pair):
+    """Dormand-Prince 5(4) on `dy/dtau = fn(y, tau (B,))`; its readings are the slopes.  Dormand & Prince 1980."""
+
+    calls = 6
+    power = 0.2
+
+    def __init__(self, fn):
+        self.fn = fn
+
+    def read(self, y, tau):
+        return self.fn(y, tau)
+
+    def attempt(self, y, first, tau, h, k):
+        stages = [first]
+        for c, weights in zip(DOPRI5.c[1:], DOPRI5.a[1:], strict=True):
+            new = _add(y, h, weights, stages)
+            stages.append(self.fn(new, tau + c * h))
+        error = tuple(
+            match(h, part) * sum(w * s[n] for w, s in zip(DOPRI5.e, stages, strict=True) if w != 0)
+            for n, part in enumerate(y)
+        )
+        return new, error, stages[-1]
+
+    def start(self, y, first, tol, scales, span):
         """A step in which an Euler step would move each part by a hundredth of its scale over tol^(1/5)."""
-        rate = []
-        for p, d, (atol, rtol) in zip(y, first, scales, strict=True):
-            rate.append((d / (self.tol * (atol + rtol * p.abs()))).double().flatten(1).square().mean(1).sqrt())
-        h = 0.01 / (torch.stack(rate).amax(0) * self.tol ** (4 / 5)).clamp(min=1e-10)
+        rate = [rms(d / (tol * (atol + rtol * p.abs()))) for p, d, (atol, rtol) in zip(y, first, scales, strict=True)]
+        h = 0.01 / (torch.stack(rate).amax(0) * tol ** (4 / 5)).clamp(min=1e-10)
         return h.clamp(max=0.05 * abs(span)) * (1 if span > 0 else -1)
 
-    def _guard(self, h: Tensor, tau: Tensor, active: Tensor, nfe: Tensor, span: float) -> None:
-        worst = int(nfe.max())
-        if bool((active & (h.abs() < 1e-13 * span)).any()):
-            i = int((active & (h.abs() < 1e-13 * span)).nonzero()[0])
-            raise NumericalError(f"the step size underflows at lam = {tau[i].item():.4g} after {worst} evaluations")
-        if worst > self.max_nfe and bool(active.any()):
-            i = int(active.nonzero()[0])
-            raise NumericalError(
-                f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped at lam = {tau[i].item():.4g}"
-            )
+
+class DormandPrince(Adaptive):
+    """Dormand-Prince 5(4) with one step size an item: `Adaptive` to the local error tol."""
+
+    def __init__(self, tol: float = 1e-5, max_nfe: int = 10_000):
+        super().__init__(tol, max_nfe)
+
+    def solve(self, fn, y: State, a: float, b: float, scales=None, observe=None) -> tuple[State, Tensor]:
+        """Integrate `dy/dtau = fn(y, tau (B,))` from a to b; the state at b and the evaluations of each item (B,)."""
+        return self.run(Embedded(fn), y, a, b, scales, observe)
 
 
 def pf_ode(denoiser: Denoiser, **cond):

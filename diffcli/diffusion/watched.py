@@ -31,3 +31,8 @@ class Watched(Denoiser):
         score, alpha, sigma = self.inner.score(xt, t, **cond), self.sde.alpha(t), self.sde.sigma(t)
         self.see(match(1 / alpha, xt) * xt + match(sigma**2 / alpha, xt) * score, t)
         return score
+
+
+def unwatched(denoiser: Denoiser) -> Denoiser:
+    """The denoiser inside: for a call at a state that was already seen, within a function transform that shows no values."""
+    return denoiser.inner if isinstance(denoiser, Watched) else denoiser

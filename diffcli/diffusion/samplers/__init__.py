@@ -3,10 +3,13 @@ from diffcli.diffusion.samplers.ancestral import Ancestral
 from diffcli.diffusion.samplers.annealed_langevin import AnnealedLangevin
 from diffcli.diffusion.samplers.base import FixedGrid, Sampler, Samples, most_steps, sample
 from diffcli.diffusion.samplers.ddim import DDIM
-from diffcli.diffusion.samplers.dpm2 import DPM2
+from diffcli.diffusion.samplers.dpm import DPM1, DPM2, DPM3
+from diffcli.diffusion.samplers.dpm_adaptive import DPMAdaptive
+from diffcli.diffusion.samplers.dpm_taylor import DPMTaylor
 from diffcli.diffusion.samplers.dpmpp_multistep import DPMpp2M, DPMpp3M
 from diffcli.diffusion.samplers.dpmpp_multistep_sde import DPMpp2MSDE, DPMpp3MSDE
 from diffcli.diffusion.samplers.dpmpp_sde import DPMppSDE
+from diffcli.diffusion.samplers.dpmpp_singlestep import DPMpp2S
 from diffcli.diffusion.samplers.edm_churn import EDMChurn
 from diffcli.diffusion.samplers.euler_ancestral import EulerAncestral
 from diffcli.diffusion.samplers.euler_maruyama import EulerMaruyama
@@ -21,8 +24,8 @@ from diffcli.diffusion.samplers.sa_solver import SASolver
 from diffcli.diffusion.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DPM2", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "AnnealedLangevin", "DPMpp2M", "DPMpp2MSDE", "DPMpp3M",
-    "DPMpp3MSDE", "DPMppSDE", "Deis", "EDMChurn", "Euler", "EulerAncestral", "EulerMaruyama", "FixedGrid", "Heun",
-    "Langevin", "Mode", "PredictorCorrector", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC",
-    "most_steps", "sample",
+    "DDIM", "DPM1", "DPM2", "DPM3", "LMS", "PNDM", "RK4", "RK45", "Ancestral", "AnnealedLangevin",
+    "DPMAdaptive", "DPMTaylor", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "Deis",
+    "EDMChurn", "Euler", "EulerAncestral", "EulerMaruyama", "FixedGrid", "Heun", "Langevin", "Mode",
+    "PredictorCorrector", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC", "most_steps", "sample",
 ]  # fmt: skip
