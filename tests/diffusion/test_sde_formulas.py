@@ -93,6 +93,25 @@ def test_dpmpp_sde_at_eta_1_is_two_ancestral_steps_with_the_second_reading():
     assert close(sample(model, DPMppSDE(1), x, times[2:4], z, "stop").x, expected)
 
 
+def test_sa_solvers_first_two_steps():
+    """A corrector of one reading takes the new one alone, in the predictor's place, with the same noise."""
+    model, x, times, sigma = ve()
+    k = 0.49
+
+    def step(y, i, d, slope=0.0):
+        h = math.log(sigma[i] / sigma[i + 1])
+        first = 1 - (1 - math.exp(-(1 + k) * h)) / ((1 + k) * h)
+        noise = sigma[i + 1] * math.sqrt(1 - math.exp(-2 * k * h)) * z(i + 1)
+        keep = sigma[i + 1] / sigma[i] * math.exp(-k * h)
+        return keep * y + (1 - math.exp(-(1 + k) * h)) * d + first * h * slope + noise
+
+    old = model(x, times[0])
+    new = model(step(x, 0, old), times[1])
+    corrected = step(x, 0, new)
+    expected = step(corrected, 1, new, (new - old) / math.log(sigma[0] / sigma[1]))
+    assert close(sample(model, SASolver(0.7, 3, 1), x, times[:3], z, "stop").x, expected)
+
+
 def test_edm_churn():
     """Karras et al. 2022, alg. 2; a level above the largest is never asked."""
     model, x, times, sigma = ve()
