@@ -10,6 +10,7 @@ from diffcli.explain.figures import DPI, _figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 APART = 0.25  # of two labels, in log(NFE)
+KINDS = {"ode": "ODE —", "sde": "SDE – –", "score": "score ···"}
 LINES = {"ode": "-", "sde": "--", "score": ":"}
 
 
@@ -38,9 +39,8 @@ def plot(found: Comparison, path: Path) -> None:
         ax.set_axisbelow(True)
     _scales(axes[0], panels, found)
     order = [handles[name] for name in found.samplers if name in handles]
-    figure.legend(
-        handles=order, loc="outside right upper", fontsize=9, frameon=False, title="ODE —  SDE – –  score ···"
-    )
+    title = "   ".join(KINDS[kind] for kind in KINDS if kind in found.samplers.values())
+    figure.legend(handles=order, loc="outside right upper", fontsize=9, frameon=False, title=title, title_fontsize=9)
     figure.suptitle(found.title, fontsize=10)
     figure.savefig(path, dpi=DPI)
 
@@ -51,25 +51,23 @@ def _scales(axes, panels: list[str], found: Comparison) -> None:
         low, high = ax.get_ylim()
         if what == "error":
             if 3 * found.known_to > low:
-                ax.axhspan(low, 3 * found.known_to, color="0.88", zorder=0, label="not known")
+                ax.axhspan(low, 3 * found.known_to, color="0.88", zorder=0)
                 ax.set_ylim(low, high)
+                ax.text(0.02, low, "less than is known", **_inside(ax))
             continue
         h, s = found.halves[what], found.noise[what]
-        ax.axhspan(max(h - 2 * s, 0.1 * h), h + 2 * s, color="0.85", zorder=0)
         low = max(h - 2 * s, 0.1 * h)
-        ax.text(
-            0.02,
-            low,
-            "two halves of the data (± 2 sd)",
-            transform=ax.get_yaxis_transform(),
-            fontsize=8,
-            color="0.3",
-            va="bottom",
-        )
+        ax.axhspan(low, h + 2 * s, color="0.85", zorder=0)
+        ax.text(0.02, low, "two halves of the data (± 2 sd)", **_inside(ax))
+
+
+def _inside(ax) -> dict:
+    """Where and how a band is named: at its lower edge, on the left."""
+    return dict(transform=ax.get_yaxis_transform(), va="bottom", fontsize=8, color="0.3")
 
 
 def _ticks(ax, found: Comparison) -> None:
-    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     taken = list(found.budgets)
     for nfe in sorted(c.nfe for c in found.adaptive() if c.nfe):
@@ -78,4 +76,3 @@ def _ticks(ax, found: Comparison) -> None:
     ax.xaxis.set_major_locator(FixedLocator(taken))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:.0f}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
