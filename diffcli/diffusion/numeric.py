@@ -23,8 +23,13 @@ def softplus(x: Tensor) -> Tensor:
 
 def derivative(fn, t: Tensor) -> Tensor:
     """d fn / dt of an elementwise function, by automatic differentiation; differentiable itself, forward and where t is."""
-    with torch.set_grad_enabled(t.requires_grad and torch.is_grad_enabled()):
+    if torch._C._functorch.is_functorch_wrapped_tensor(t):  # within jvp, which knows torch.func alone; that is slower
         return torch.func.grad(lambda t: fn(t).sum())(t)
+    again = t.requires_grad and torch.is_grad_enabled()
+    with torch.enable_grad():
+        t = t if again else t.detach().requires_grad_()
+        y = fn(t)
+        return torch.autograd.grad(y.sum(), t, create_graph=again)[0] if y.requires_grad else torch.zeros_like(y)
 
 
 def match(c: Tensor | float, x: Tensor) -> Tensor | float:
