@@ -40,7 +40,7 @@ ROWS = {
     "option": ("train sde=vpp", "'vp'"),
     "option case": ("train sde=VP", "'vp'"),
     "option swapped": ("train loss=vbl", "'vlb'"),
-    "option half": ("sample network=exact sampler=dpm", "'dpm2'"),
+    "option half": ("sample network=exact sampler=ancest", "'ancestral'"),
     "option long": ("train prediction=epsilon", "'eps'"),
     "option data": ("train data=mist", "'mnist'"),
     "option network": ("sample network=exakt", "'exact'"),

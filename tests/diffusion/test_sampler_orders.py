@@ -113,45 +113,6 @@ def test_rk45_gives_the_gaussians_closed_form(sde):
     assert (got - expected).abs().max() < 1e-5
 
 
-class Given:
-    """Noise that is what the test says, at every step."""
-
-    def __init__(self, z):
-        self.z = z
-
-    def __call__(self, counter):
-        return self.z
-
-
-def affine(sampler, model, plan, i):
-    """x_s = a x_t + b + c z of one step on one Gaussian, by x and z = basis vectors."""
-    eye, none = torch.eye(2, dtype=torch.float64), torch.zeros(2, 2, dtype=torch.float64)
-    x, z = torch.cat([none[:1], eye, none]), torch.cat([none[:1], none, eye])
-    out = sampler.step(model, x, i, plan, [], Given(z))
-    b = out[0]
-    return (out[1:3] - b).T, b, (out[3:] - b).T
-
-
-def weak_error(sampler, sde, steps):
-    """Of the mean and covariance at the last time, carried exactly through every step: no Monte Carlo."""
-    model, times = Exact(sde, one_gaussian()), UniformLam()(sde, steps)
-    plan = sampler.plan(sde, times)
-    mean, cov = level(model.mixture, sde, times[0])
-    for i in range(steps):
-        a, b, c = affine(sampler, model, plan, i)
-        mean, cov = a @ mean + b, a @ cov @ a.T + c @ c.T
-    true_mean, true_cov = level(model.mixture, sde, times[-1])
-    return (mean - true_mean).norm().item(), (cov - true_cov).norm().item()
-
-
-@over({n: SDE[n] for n in ("euler_maruyama", "ancestral", "ddim-half", "ddim-1")})
-@every_path
-def test_sde_samplers_converge_in_distribution(sde, sampler):
-    coarse, fine = weak_error(sampler, sde, 120), weak_error(sampler, sde, 240)
-    slope = math.log2(sum(coarse) / sum(fine))
-    assert sum(fine) < 0.1 and slope > 0.8, (coarse, fine, slope)
-
-
 def projected(mixture, direction, alpha, sigma):
     """The exact distribution function of direction . x at the level (alpha, sigma)."""
     means = alpha * mixture.means @ direction
