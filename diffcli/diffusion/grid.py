@@ -72,6 +72,30 @@ class Karras(Grid):
         return sde.time(-self.rho * torch.log(first + (last - first) * u))
 
 
+def between_scales(lam: Tensor, small: float, large: float) -> Tensor:
+    """`log((s + small)/(s + large))`, `s = e^-lam = sigma/alpha`; it falls with lam."""
+    s = torch.exp(-lam)
+    return torch.log((s + small) / (s + large))
+
+
+class Scales(Grid):
+    """Uniform in `log((s + small)/(s + large))`, s = sigma/alpha: in log s between the two scales, in s below, in 1/s above.
+
+    Where the noise is larger than all that the data spans, or smaller than its finest structure, the model changes little, and
+    steps may be wide.  Raises ValueError unless 0 < small < large.
+    """
+
+    def __init__(self, t_min: float | None = None, small: float = 0.07, large: float = 8.0):
+        super().__init__(t_min)
+        require(0 < small < large, f"small must lie between 0 and large, got {small} and {large}")
+        self.small, self.large = float(small), float(large)
+
+    def place(self, sde, first, last, u):
+        first, last = (between_scales(sde.lam(t), self.small, self.large) for t in (first, last))
+        tau = first + (last - first) * u
+        return sde.time(torch.log(-torch.expm1(tau) / (self.large * torch.exp(tau) - self.small)))
+
+
 class Levels(Grid):
     """The training levels of a discrete chain, from the largest to the smallest, each as it is; fewer steps take an even subset.
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from cases import all_paths, build, every_path, f64
 
-from diffcli.diffusion.grid import Karras, Levels, UniformLam, UniformT
+from diffcli.diffusion.grid import Karras, Levels, Scales, UniformLam, UniformT
 from diffcli.diffusion.schedule import DDPM, NCSN
 from diffcli.diffusion.sde import VE, VP
 
-GRIDS = [UniformT, UniformLam, Karras]
+GRIDS = [UniformT, UniformLam, Karras, Scales]
 every_grid = pytest.mark.parametrize("grid", GRIDS)
 
 

@@ -1,4 +1,5 @@
 from diffcli.diffusion.samplers.adams import LMS, Deis
+from diffcli.diffusion.samplers.adams_moulton import AdamsMoulton
 from diffcli.diffusion.samplers.adaptive_sde import AdaptiveSDE
 from diffcli.diffusion.samplers.ancestral import Ancestral
 from diffcli.diffusion.samplers.annealed_langevin import AnnealedLangevin
@@ -25,7 +26,7 @@ from diffcli.diffusion.samplers.sa_solver import SASolver
 from diffcli.diffusion.samplers.unipc import UniPC
 
 __all__ = [
-    "DDIM", "DPM1", "DPM2", "DPM3", "LMS", "PNDM", "RK4", "RK45", "AdaptiveSDE", "Ancestral", "AnnealedLangevin",
+    "DDIM", "DPM1", "DPM2", "DPM3", "LMS", "PNDM", "RK4", "RK45", "AdamsMoulton", "AdaptiveSDE", "Ancestral", "AnnealedLangevin",
     "DPMAdaptive", "DPMTaylor", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "Deis",
     "EDMChurn", "Euler", "EulerAncestral", "EulerMaruyama", "FixedGrid", "Heun", "Langevin", "Mode",
     "PredictorCorrector", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC", "most_steps", "sample",
