@@ -1,5 +1,6 @@
 """Adams-Bashforth-Moulton in v, with polynomials in the variable of grid=scales: the most exact walk for few evaluations."""
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -11,6 +12,25 @@ from diffcli.diffusion.samplers.form import VForm
 from diffcli.diffusion.samplers.multistep import Multistep, Row
 from diffcli.diffusion.samplers.phi import gauss_legendre, lagrange_weights
 from diffcli.diffusion.samplers.unipc import Corrected, UniPC
+
+
+def f64(values) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@lru_cache(2**12)  # every batch walks the same grid
+def weights_at(c: float, small: float, large: float, lam: tuple[float, ...], corrected: bool) -> tuple[float, ...]:
+    """The w_j of `∫ F dphi ~ sum_j w_j F_j` over the last step of lam, by a polynomial in tau through the readings, newest first:
+    all before the step's end, and the one there too if corrected.
+    """
+    form = VForm(c)
+    rho, (nodes, w) = form.of_lam(f64(lam[-2:])), gauss_legendre(lam[-1] - lam[-2])
+    inside = form.to_lam(rho[0] + rho.diff() * nodes)
+    end, start, *before = between_scales(f64(lam[::-1]), small, large)
+    u = (between_scales(inside, small, large) - start) / (end - start)  # 0 at the step's beginning, 1 at its end
+    readings = [((tau - start) / (end - start)).item() for tau in (*[end] * corrected, start, *before)]
+    moments = rho.diff() * (u ** torch.arange(len(readings), dtype=torch.float64)[:, None] @ w)
+    return tuple(lagrange_weights(readings, moments.tolist()))
 
 
 class AdamsMoulton(UniPC):
@@ -46,24 +66,11 @@ class AdamsMoulton(UniPC):
         """The readings that a step of width h uses, of so many."""
         return min(points, max(3, int(self.reach / h)))
 
-    def tau(self, lam: Tensor) -> Tensor:
-        return between_scales(lam, self.small, self.large)
-
-    def integrals(self, a: float, b: float, count: int) -> list[float]:
-        """`∫ u^m drho` over lam from a to b, u = 0 at a and 1 at b, linear in tau."""
-        nodes, w = gauss_legendre(b - a)
-        ends = torch.tensor([a, b], dtype=torch.float64)
-        (first, last), (start, stop) = self.tau(ends), self.form.of_lam(ends)
-        u = (self.tau(self.form.to_lam(start + (stop - start) * nodes)) - first) / (last - first)
-        return ((stop - start) * (u ** torch.arange(count, dtype=torch.float64)[:, None]) @ w).tolist()
-
     def weights(self, i, points, lam, corrected=False):
         """Those of the predictor, or of the corrector, whose first reading is the one at lam[i + 1]."""
         points = self.within(points, lam[i + 1] - lam[i])
-        end, *tau = self.tau(torch.tensor(lam[i + 1 - points : i + 2][::-1], dtype=torch.float64)).tolist()
-        nodes = [(point - tau[0]) / (end - tau[0]) for point in tau]
-        nodes = [1.0, *nodes] if corrected else nodes
-        return lagrange_weights(nodes, self.integrals(lam[i], lam[i + 1], len(nodes)))
+        window = tuple(lam[i + 1 - points : i + 2])
+        return list(weights_at(self.form.c, self.small, self.large, window, corrected))
 
     def plan(self, sde, times):
         plan, scale, correctors = Multistep.plan(self, sde, times), self.form.scale(sde, times).tolist(), []
