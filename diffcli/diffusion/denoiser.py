@@ -5,7 +5,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from diffcli.diffusion.numeric import combine, match
+from diffcli.diffusion.numeric import combine, match, transformed
 from diffcli.diffusion.sde import SDE
 
 KEPT = 2**14  # coefficients of so many times are kept
@@ -105,11 +105,16 @@ class Denoiser(nn.Module):
         return 1 / sigma, -self.sde.alpha(t) / sigma
 
     def kept(self, name: str, fn, t: Tensor) -> tuple[Tensor | float, ...]:
-        """The coefficients `fn(t)`; those of a time of a grid, t () on the CPU, are numbers, computed once and not at each step."""
-        if t.ndim or t.requires_grad or t.device.type != "cpu":
+        """The coefficients `fn(t)`; those of a time of a grid, t () on the CPU, are numbers, computed once and not at each step.
+
+        Not where something is differentiated or vectorised by t, nor of an SDE with parameters, which may learn.
+        """
+        if t.ndim or t.requires_grad or t.device.type != "cpu" or transformed(t):
             return fn(t)
         key = name, t.item()
         if key not in self._kept:
+            if next(self.sde.parameters(), None) is not None:
+                return fn(t)
             if len(self._kept) >= KEPT:
                 self._kept.clear()
             self._kept[key] = tuple(c.item() for c in fn(t))

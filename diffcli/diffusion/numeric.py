@@ -21,9 +21,14 @@ def softplus(x: Tensor) -> Tensor:
     return -log_sigmoid(-x)
 
 
+def transformed(t: Tensor) -> bool:
+    """Whether t is that of a function transform (jvp, vmap, grad), which shows no values."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(t)
+
+
 def derivative(fn, t: Tensor) -> Tensor:
     """d fn / dt of an elementwise function, by automatic differentiation; differentiable itself, forward and where t is."""
-    if torch._C._functorch.is_functorch_wrapped_tensor(t):  # within jvp, which knows torch.func alone; that is slower
+    if transformed(t):  # it knows torch.func alone, which is slower
         return torch.func.grad(lambda t: fn(t).sum())(t)
     again = t.requires_grad and torch.is_grad_enabled()
     with torch.enable_grad():

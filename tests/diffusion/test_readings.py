@@ -2,10 +2,13 @@
 
 import pytest
 import torch
-from cases import PREDICTIONS, Fixed, build, every_path, f64, mixture_2d, normal, times_of
+from cases import PREDICTIONS, Fixed, build, every_path, f64, mixture_2d, no_noise, normal, times_of
+from torch.func import jvp
 
 from diffcli.diffusion.exact import Exact
 from diffcli.diffusion.prediction import X0, Eps, Score, V
+from diffcli.diffusion.samplers import DPM2, sample
+from diffcli.diffusion.sde import SDE
 
 READINGS = ["x0", "eps", "v", "score", "velocity"]
 
@@ -118,6 +121,56 @@ def test_scalar_time_is_that_time_for_every_item(sde):
     t = torch.tensor(0.4, dtype=torch.float64)
     for name in [*READINGS, "velocity_lam"]:
         assert_rows_close(read(model, name, x, t), read(model, name, x, t.repeat(7)), 1e-12)
+
+
+@every_path
+def test_a_scalar_time_is_differentiated_like_the_batchs(sde):
+    """Forward: the kept coefficients of a time of a grid have no tangent."""
+    model, x, t = Exact(sde, mixture_2d()), normal(0, 3, 2), torch.tensor(0.4, dtype=torch.float64)
+    for name in ("x0", "eps"):
+        read(model, name, x, t)  # kept by now
+        scalar, rows = (
+            jvp(lambda t, at=at, name=name: read(model, name, x, at(t)), (t,), (torch.ones_like(t),))[1]
+            for at in (lambda t: t, lambda t: t.expand(3))
+        )
+        assert torch.allclose(scalar, rows, rtol=1e-9) and rows.abs().max() > 1e-3
+
+
+class Net(torch.nn.Module):
+    def forward(self, x, c_noise):
+        return torch.tanh(x)
+
+
+class Learned(SDE):
+    """`alpha = 1, sigma = e^{-l (1 - t)}`, l a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.l = torch.nn.Parameter(torch.tensor(5.0, dtype=torch.float64))
+        self._set_range(0.0, 1.0)
+
+    def log_alpha(self, t):
+        return torch.zeros_like(t)
+
+    def log_sigma(self, t):
+        return -self.l * (1 - t)
+
+    def time(self, lam):
+        return 1 - lam / self.l
+
+
+@torch.no_grad()
+def test_the_coefficients_of_an_sde_that_learns_are_those_of_now():
+    """Neither the denoiser's nor a grid's are kept."""
+    used, x, t = Learned(), normal(0, 3, 2), f64(0.5)[0]
+    times, sampler, model = f64(0.9, 0.5, 0.1), DPM2(), Eps(used, Net())
+    model.eps(x, t), sample(model, sampler, x, times, no_noise)
+    used.l.fill_(3.0)
+    new = Eps(Learned(), Net())
+    new.sde.l.fill_(3.0)
+    for a, b in ((model, new), (V(used, Net()), V(new.sde, Net()))):
+        assert torch.equal(a.eps(x, t), b.eps(x, t)) and torch.equal(a(x, t), b(x, t))
+    assert torch.equal(sample(model, sampler, x, times, no_noise).x, sample(new, DPM2(), x, times, no_noise).x)
 
 
 @every_path

@@ -1,6 +1,8 @@
 """What one step must be, how evaluations are counted, and what a sampler does at its ends."""
 
+import copy
 import itertools
+import pickle
 import weakref
 
 import pytest
@@ -308,6 +310,24 @@ def test_a_step_does_not_change_its_argument(sampler):
     kept = x.clone()
     sample(Exact(sde, mixture_2d()), sampler, x, UniformLam()(sde, 4), Same(x, normal(3, 4, 2)))
     assert torch.equal(x, kept)
+
+
+@over({n: FIXED[n] for n in ("ddim", "dpmpp_3m-rk", "edm_churn", "langevin", "pc")})
+def test_a_sampler_walks_each_grid_and_sde_as_a_new_one_would(sampler):
+    """What it keeps of one walk is of no other."""
+    sde, other, x = build("vp", "linear"), build("vp", "cosine"), normal(0, 3, 2)
+    times, new = UniformLam()(sde, 3), copy.copy(sampler)
+    new._last = None
+
+    def walk(s, sde=sde):
+        return sample(Exact(sde, mixture_2d()), s, x, times, Same(x, normal(3, 3, 2)), "stop").x
+
+    before = walk(sampler)
+    assert torch.equal(walk(sampler, other), walk(copy.copy(new), other))
+    walk(sampler)
+    times *= 0.9  # in place
+    assert torch.equal(walk(sampler), walk(copy.copy(new))) and not torch.equal(walk(sampler), before)
+    assert torch.equal(walk(pickle.loads(pickle.dumps(sampler))), walk(sampler))
 
 
 @over(SAMPLERS)

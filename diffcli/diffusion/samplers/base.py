@@ -100,8 +100,9 @@ class FixedGrid(Sampler):
     _last: tuple[SDE, Tensor, Plan] | None = None  # many batches walk along one grid
 
     def _planned(self, sde: SDE, times: Tensor) -> Plan:
-        if self._last is None or self._last[0] is not sde or not torch.equal(self._last[1], times):
-            self._last = sde, times, self.plan(sde, times)
+        learns = next(sde.parameters(), None) is not None
+        if learns or self._last is None or self._last[0] is not sde or not torch.equal(self._last[1], times):
+            self._last = sde, times.clone(), self.plan(sde, times)
         return self._last[2]
 
     def plan(self, sde: SDE, times: Tensor) -> Plan:

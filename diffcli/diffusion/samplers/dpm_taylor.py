@@ -95,10 +95,9 @@ def total_derivative(k: int, denoiser, x: list[Tensor], t: list[float]) -> Tenso
     """`d^k/ds^k eps(sum_j x_j s^j/j!, sum_j t_j s^j/j!)` at s = 0."""
 
     def eps(s):
-        # the time is the batch's, (B,): that of a 0-dimensional one would be looked up
         time = sum(c * s**j / math.factorial(j) for j, c in enumerate(t[: k + 1]))
         state = sum(c * (s**j / math.factorial(j)).to(c.dtype) for j, c in enumerate(x))
-        return denoiser.eps(state, time.expand(len(state)))
+        return denoiser.eps(state, time)
 
     f = eps
     for _ in range(k):
