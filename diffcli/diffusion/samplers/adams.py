@@ -6,7 +6,7 @@ from typing import Literal
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.samplers.form import EpsForm, LamForm, VForm, X0Form
 from diffcli.diffusion.samplers.multistep import Multistep
-from diffcli.diffusion.samplers.phi import lagrange_weights
+from diffcli.diffusion.samplers.phi import lagrange_weights, nodes_in_step
 
 
 def form_of(variable: str, sigma_data: float = 1.0) -> LamForm:
@@ -36,9 +36,7 @@ class Deis(Multistep):
         super().__init__(form_of(variable, sigma_data), order, order, starter, final)
 
     def weights(self, i, points, lam):
-        a, b = lam[i], lam[i + 1]
-        nodes = [(lam[i - j] - a) / (b - a) for j in range(points)]
-        return lagrange_weights(nodes, self.form.moments(a, b, points))
+        return lagrange_weights(nodes_in_step(i, points, lam), self.form.moments(lam[i], lam[i + 1], points))
 
 
 class LMS(Multistep):

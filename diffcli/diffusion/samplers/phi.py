@@ -40,6 +40,11 @@ def gauss_legendre(width: float) -> tuple[Tensor, Tensor]:
     return _nodes(16 + 8 * math.ceil(abs(width)))
 
 
+def nodes_in_step(i: int, points: int, lam: list[float]) -> list[float]:
+    """lam[i], lam[i - 1], ... as u, which is 0 at lam[i] and 1 at lam[i + 1]."""
+    return [(lam[i - j] - lam[i]) / (lam[i + 1] - lam[i]) for j in range(points)]
+
+
 def lagrange_weights(nodes: list[float], moments: list[float]) -> list[float]:
     """The w_j with `sum_j w_j q(nodes_j) = ∫ q` for every polynomial q of degree below len(nodes), of `moments_m = ∫ u^m`."""
     u = torch.tensor(nodes, dtype=torch.float64)

@@ -4,7 +4,7 @@ from diffcli.diffusion.numeric import require
 from diffcli.diffusion.samplers.dpmpp_multistep_sde import Damped
 from diffcli.diffusion.samplers.form import X0Form
 from diffcli.diffusion.samplers.multistep import apply
-from diffcli.diffusion.samplers.phi import lagrange_weights
+from diffcli.diffusion.samplers.phi import lagrange_weights, nodes_in_step
 from diffcli.diffusion.samplers.unipc import Corrected
 
 
@@ -30,16 +30,13 @@ class SASolver(Damped):
     def _integrate(self, nodes: list[float], a: float, b: float) -> list[float]:
         return lagrange_weights(nodes, self.form.moments(a, b, len(nodes)))
 
-    def _nodes(self, i: int, points: int, lam: list[float]) -> list[float]:
-        return [(lam[i - j] - lam[i]) / (lam[i + 1] - lam[i]) for j in range(points)]
-
     def weights(self, i, points, lam):
-        return self._integrate(self._nodes(i, points, lam), lam[i], lam[i + 1])
+        return self._integrate(nodes_in_step(i, points, lam), lam[i], lam[i + 1])
 
     def corrected(self, i: int, points: int, lam: list[float]) -> list[float]:
         """The weights of the reading at lam[i + 1] and of corrector_order - 1 before it, as far as there are so many."""
         before = min(points, self.corrector_order - 1)
-        return self._integrate([1.0, *self._nodes(i, before, lam)], lam[i], lam[i + 1])
+        return self._integrate([1.0, *nodes_in_step(i, before, lam)], lam[i], lam[i + 1])
 
     def plan(self, sde, times):
         plan = super().plan(sde, times)

@@ -6,7 +6,7 @@ from typing import Literal
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.samplers.adams import form_of
 from diffcli.diffusion.samplers.multistep import Multistep, Row, Rows, apply
-from diffcli.diffusion.samplers.phi import lagrange_weights
+from diffcli.diffusion.samplers.phi import lagrange_weights, nodes_in_step
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,14 @@ class UniPC(Multistep):
             found[1] = 0.5 * (found[0] if self.variant == "bh2" else (b - a) * self.form.slope(b))
         return found
 
-    def _nodes(self, i: int, points: int, lam: list[float]) -> list[float]:
-        return [(lam[i - j] - lam[i]) / (lam[i + 1] - lam[i]) for j in range(points)]
-
     def weights(self, i, points, lam):
-        return lagrange_weights(self._nodes(i, points, lam), self.moments(lam[i], lam[i + 1], points))
+        return lagrange_weights(nodes_in_step(i, points, lam), self.moments(lam[i], lam[i + 1], points))
 
     def plan(self, sde, times):
         plan, scale = super().plan(sde, times), self.form.scale(sde, times).tolist()
         correctors = []
         for i, points in enumerate(self.used(len(times) - 1)):
-            nodes = [1.0, *self._nodes(i, points, plan.lam)]
+            nodes = [1.0, *nodes_in_step(i, points, plan.lam)]
             w = lagrange_weights(nodes, self.moments(plan.lam[i], plan.lam[i + 1], points + 1))
             correctors.append(Row(scale[i + 1] / scale[i], [scale[i + 1] * c for c in w]))
         return Corrected(**vars(plan), correctors=correctors)
