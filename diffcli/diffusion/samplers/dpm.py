@@ -44,12 +44,8 @@ class DPM1(Singlestep):
     evaluations = 1
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        alpha_t, alpha_s, sigma_s, h = (
-            plan.alpha[i],
-            plan.alpha[i + 1],
-            plan.sigma[i + 1],
-            plan.lam[i + 1] - plan.lam[i],
-        )
+        alpha_t, alpha_s, sigma_s = plan.alpha[i], plan.alpha[i + 1], plan.sigma[i + 1]
+        h = plan.lam[i + 1] - plan.lam[i]
         return combine((alpha_s / alpha_t, xt), (-sigma_s * math.expm1(h), denoiser.eps(xt, plan.t[i])))
 
 
@@ -68,12 +64,8 @@ class DPM2(Singlestep):
         self.r = (float(r1),)
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        alpha_t, alpha_s, sigma_s, h = (
-            plan.alpha[i],
-            plan.alpha[i + 1],
-            plan.sigma[i + 1],
-            plan.lam[i + 1] - plan.lam[i],
-        )
+        alpha_t, alpha_s, sigma_s = plan.alpha[i], plan.alpha[i + 1], plan.sigma[i + 1]
+        h = plan.lam[i + 1] - plan.lam[i]
         (r1,), (m,) = self.r, plan.within
         e = denoiser.eps(xt, plan.t[i])
         u = combine((m.alpha[i] / alpha_t, xt), (-m.sigma[i] * math.expm1(r1 * h), e))
@@ -100,12 +92,8 @@ class DPM3(Singlestep):
         self.order = 3 if math.isclose(r2, 2 / 3, rel_tol=1e-6) else 2
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        alpha_t, alpha_s, sigma_s, h = (
-            plan.alpha[i],
-            plan.alpha[i + 1],
-            plan.sigma[i + 1],
-            plan.lam[i + 1] - plan.lam[i],
-        )
+        alpha_t, alpha_s, sigma_s = plan.alpha[i], plan.alpha[i + 1], plan.sigma[i + 1]
+        h = plan.lam[i + 1] - plan.lam[i]
         (r1, r2), (m, n) = self.r, plan.within
         e = denoiser.eps(xt, plan.t[i])
         u = combine((m.alpha[i] / alpha_t, xt), (-m.sigma[i] * math.expm1(r1 * h), e))

@@ -56,12 +56,8 @@ class DPMTaylor(FixedGrid):
         return TaylorPlan.at(sde, times, t_jet=t_jet.tolist(), alpha_jet=alpha_jet.tolist())
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        alpha_t, alpha_s, sigma_s, h = (
-            plan.alpha[i],
-            plan.alpha[i + 1],
-            plan.sigma[i + 1],
-            plan.lam[i + 1] - plan.lam[i],
-        )
+        alpha_t, alpha_s, sigma_s = plan.alpha[i], plan.alpha[i + 1], plan.sigma[i + 1]
+        h = plan.lam[i + 1] - plan.lam[i]
         e, inner = [denoiser.eps(xt, plan.t[i])], unwatched(denoiser)
         x_jet = [xt]
         with sdpa_kernel(SDPBackend.MATH), Elementary():

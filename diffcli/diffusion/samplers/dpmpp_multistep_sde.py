@@ -22,10 +22,7 @@ class Damped(Multistep):
         super().__init__(**settings)
         self.eta = check_eta(eta)
         self.kind = "sde" if self.eta else "ode"
-        self.order, self.declared_for = (
-            min(self.order, 2),
-            "",
-        )  # weakly, whatever the readings; and the starter is "ramp"
+        self.order, self.declared_for = min(self.order, 2), ""  # weakly, whatever the readings and the starter
 
     def rows(self, sde, times):
         path = Plan.at(sde, times)

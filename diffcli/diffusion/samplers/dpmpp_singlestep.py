@@ -21,12 +21,8 @@ class DPMpp2S(Singlestep):
         self.r = (float(r),)
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        sigma_t, sigma_s, alpha_s, h = (
-            plan.sigma[i],
-            plan.sigma[i + 1],
-            plan.alpha[i + 1],
-            plan.lam[i + 1] - plan.lam[i],
-        )
+        sigma_t, sigma_s, alpha_s = plan.sigma[i], plan.sigma[i + 1], plan.alpha[i + 1]
+        h = plan.lam[i + 1] - plan.lam[i]
         (r,), (m,) = self.r, plan.within
         x0 = denoiser(xt, plan.t[i])
         u = combine((m.sigma[i] / sigma_t, xt), (-m.alpha[i] * math.expm1(-r * h), x0))
