@@ -27,7 +27,6 @@ VARIANTS = {  # name -> option and settings that are tested beside the defaults
     "unipc-rk": ("unipc", dict(starter="rk", variable="eps")),
     "pndm-ramp": ("pndm", dict(starter="ramp")),
     "dpm3-half": ("dpm3", dict(r2=0.5)),
-    "dpm_taylor-3": ("dpm_taylor", dict(order=3)),
     "dpm_adaptive-2": ("dpm_adaptive", dict(order=2)),
     "dpmpp_2m_sde-heun": ("dpmpp_2m_sde", dict(variant="heun", eta=0.5)),
     "ancestral-large": ("ancestral", dict(variance="large")),

@@ -19,7 +19,7 @@ from cases import (
     one_gaussian,
     paths,
 )
-from sampler_cases import ODE, SDE, over
+from sampler_cases import ODE, SDE, make, over
 from scipy.special import ndtr
 from scipy.stats import kstest
 
@@ -28,8 +28,16 @@ from diffcli.diffusion.grid import UniformLam
 from diffcli.diffusion.samplers import DPM2, RK45, sample
 
 # of the issue that asks for these orders, then all the rest
-USUAL = [("vp", "linear"), ("ve", "geometric"), ("flow", "logit"), ("vp", "ddpm")]
-NAMED = [*USUAL, ("vp", "cosine"), ("subvp", "linear"), ("ve", "edm"), ("ve", "ncsn")]
+USUAL = [("vp", "linear"), ("ve", "geometric")]
+NAMED = [
+    *USUAL,
+    ("flow", "logit"),
+    ("vp", "ddpm"),
+    ("vp", "cosine"),
+    ("subvp", "linear"),
+    ("ve", "edm"),
+    ("ve", "ncsn"),
+]
 FLOOR = 1e-9  # of errors: below it round-off is seen
 LEAST = {3: 2.7, 4: 3.3}  # slopes of the higher orders, whose next term is felt
 
@@ -88,6 +96,12 @@ def test_ode_samplers_converge_with_their_order_on_every_sde_and_schedule(pair, 
 @on(NAMED)
 def test_ode_samplers_converge_with_their_order_in_64_dimensions(pair, sampler):
     check_order(pair, sampler, 64)
+
+
+@pytest.mark.heavy  # a tangent within a tangent within a network call: 130 ms a step
+@on([*USUAL, ("flow", "logit")])
+def test_taylor_expansion_of_order_3_converges_with_it(pair):
+    check_order(pair, make("dpm_taylor", order=3))
 
 
 @pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
