@@ -31,7 +31,7 @@ class Denoiser(nn.Module):
 
     @abstractmethod
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
-        """`c_skip`, `c_out` (float64, shape of t) and F (shape and dtype of xt) with `x0_hat = c_skip xt + c_out F`."""
+        """`c_skip`, `c_out` (numbers, or float64 of t's shape) and F (shape and dtype of xt): `x0_hat = c_skip xt + c_out F`."""
 
     def evaluate(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
         """`parts`, counted; what a wrapper calls of the denoiser inside it."""

@@ -47,7 +47,7 @@ class Perturbed(Denoiser):
 
     def parts(self, xt, t, **cond):
         c_skip, c_out, out = self.inner.evaluate(xt, t, **cond)
-        ratio = self.error * self.sde.sigma(t) / self.sde.alpha(t) / c_out
-        ratio = torch.where(c_out == 0, 0.0, ratio)  # without noise x0_hat is x, and knows no error
+        off = self.error * self.sde.sigma(t) / self.sde.alpha(t)
+        ratio = torch.where(off == 0, 0.0, off / c_out)  # without noise x0_hat is x, and knows no error
         r = self.field(xt, t)
         return c_skip, c_out, out - (match(ratio, r) * r).to(out.dtype)

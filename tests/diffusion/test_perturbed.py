@@ -6,6 +6,7 @@ from cases import ALL, build, f64, generator, mixture_2d, mixture_of, paths
 
 from diffcli.diffusion.exact import Exact
 from diffcli.diffusion.perturbed import Perturbed
+from diffcli.diffusion.prediction import EDM
 from diffcli.diffusion.schedule import Linear
 from diffcli.diffusion.sde import VP
 
@@ -55,6 +56,19 @@ def test_it_is_a_function_of_x_t_and_the_seed():
     with pytest.raises(ValueError, match="error must be at least 0, got -1"):
         Perturbed(truth, 2, -1)
     assert model.float().waves.on(torch.device("cpu"))[0].dtype == torch.float64
+
+
+class Net(torch.nn.Module):
+    def forward(self, x, c_noise):
+        return torch.tanh(x)
+
+
+@pytest.mark.parametrize("t", [f64(0.4)[0], f64(0.1, 0.4, 0.9)], ids=["one time", "times"])
+def test_a_network_may_be_inside(t):
+    """Whose coefficients at one time are numbers."""
+    truth = EDM(VP(Linear()), Net())
+    model, x = Perturbed(truth, 2, 0.3), torch.randn(3, 2, dtype=torch.float64, generator=generator(6))
+    torch.testing.assert_close(model.eps(x, t), truth.eps(x, t) + 0.3 * model.field(x, t))
 
 
 def test_without_noise_there_is_no_error():
