@@ -10,7 +10,7 @@ from diffcli.diffusion.exact import Exact
 from diffcli.diffusion.grid import UniformLam
 from diffcli.diffusion.samplers import AdaptiveSDE, Heun, sample
 from diffcli.diffusion.samplers.adaptive_sde import Brownian
-from diffcli.randomness import ItemNoise
+from diffcli.randomness import ItemNoise, key
 
 
 def walk(n: int, accepts, seed: int = 0):
@@ -121,12 +121,12 @@ def test_refusals(settings):
 
 
 def test_a_callback_sees_the_marginals():
-    """Frames lie on a Brownian bridge within the steps: on data at one point their spread is sigma, not less."""
+    """Frames lie on a Brownian bridge within the steps, not on a line, whose spread would be less."""
     sde, frames, n = build("vp", "cosine"), [], 3000
     gaussian = one_gaussian()
     times = UniformLam()(sde, 12)
     start = noised(sde, gaussian, n, sde.t_max)
-    noise = lambda counter: normal(hash(str(counter)) % 2**31, n, 2)  # noqa: E731
+    noise = lambda counter: normal(key(counter) % 2**31, n, 2)  # noqa: E731
     sample(Exact(sde, gaussian), AdaptiveSDE(0.2), start, times, noise, "stop", lambda i, x: frames.append(x.clone()))
     for i in (3, 6, 9):
         cov = level(gaussian, sde, times[i])[1]

@@ -266,7 +266,7 @@ def test_float32_states_follow_float64_ones(sampler):
 
 @over(SAMPLERS)
 def test_callback_sees_every_time(sampler):
-    """And changes nothing; on a fixed grid a shorter walk is the beginning of a longer one, but for what looks at the end."""
+    """And changes nothing."""
     sde, seen = build("vp", "linear"), []
     x, times = normal(0, 3, 2), UniformLam()(sde, 5)
     model = Exact(sde, mixture_2d())
