@@ -14,7 +14,7 @@ class SASolver(Damped):
     once the model was read there, this one and the corrector_order - 1 before it, with the same z, to correct it.
 
     The corrected x_s is not read again; corrector_order = 0 leaves it out.  The paper's tau is eta, here constant; eta = 0 is an
-    Adams predictor-corrector on the PF-ODE.  Its weak order is 2 where the predictor or the corrector has two readings.
+    Adams predictor-corrector on the PF-ODE.  Its weak order is 2 where the corrector, without one the predictor, has two readings.
     Raises ValueError for a predictor_order outside 1 to 3, a corrector_order outside 0 to 4, or eta < 0.
     Xue et al. 2023, alg. 1 and sec. 5, arXiv:2309.05019.
     """
