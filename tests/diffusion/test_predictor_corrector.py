@@ -160,6 +160,16 @@ def test_predictor_and_corrector_draw_noise_of_their_own():
     assert len({c for c in asked if isinstance(c, str)}) == 8
 
 
+@pytest.mark.parametrize("snr", [0.7, 0.75, 20.0])
+def test_no_step_of_the_corrector_is_longer_than_the_noise(snr):
+    """gamma = 2 a (snr sigma_s)^2 up to sigma_s^2, the step to the posterior mean."""
+    sde = build("ve", "geometric")
+    model, times, x = Exact(sde, mixture_2d()), f64(0.61, 0.6), normal(0, 3, 2)
+    gamma = min(2 * snr**2, 1) * sde.sigma(times[1]) ** 2
+    y = corrected(PredictorCorrector(Still(), snr=snr), model, x, times, torch.zeros(3, 2).double())
+    assert torch.allclose(y, x + gamma * model.score(x, times[1]), rtol=1e-9)
+
+
 def test_a_score_of_zero_moves_no_one_to_infinity():
     """At a stationary point itself |score| = 0: gamma stays at sigma^2."""
     sde = build("vp", "linear")

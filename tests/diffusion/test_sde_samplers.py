@@ -89,7 +89,10 @@ def test_weak_order_with_less_and_more_noise(name, eta):
     assert check_weak_order(sampler, build("vp", "linear")) < sampler.order + 0.4
 
 
-@each({"ancestral": Ancestral(), "edm_churn": EDMChurn()} | {n: s(0.8) for n, s in IN_LAM.items()})
+MEET = {"ancestral": Ancestral(), "edm_churn": EDMChurn(), "euler_ancestral-5": EulerAncestral(5)}
+
+
+@each(MEET | {n: s(0.8) for n, s in IN_LAM.items()})
 @every_path
 def test_data_at_one_point_are_met_exactly(sde, sampler):
     """There x0_hat is constant, so the mean and the covariance are right to round-off, of any steps and none of them equal."""
