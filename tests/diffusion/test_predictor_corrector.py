@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from affine_walk import law_errors
 from cases import build, every_path, f64, generator, level, mixture_2d, normal, one_gaussian, usual_paths
 from sampler_cases import WALKS, over
 from scipy.stats import wasserstein_distance
@@ -100,6 +101,15 @@ def test_the_corrector_keeps_the_exact_marginal(sde):
         b = (move(mean.expand(2, 2), axes) - mean).T
         after = a @ cov @ a.T + b @ b.T
         assert torch.allclose(after - cov, gamma**2 * torch.linalg.inv(cov), rtol=1e-6, atol=1e-12)
+
+
+@over({n: WALKS[n] for n in ("ddim", "dpmpp_2m", "unipc", "sa_solver", "abm")})
+@pytest.mark.parametrize("snr", [0.3, 0.6])
+def test_no_predictor_undoes_the_corrector(sampler, snr):
+    """Nor does one that corrects its own last step: the law of one Gaussian is kept."""
+    sde = build("vp", "linear")
+    _, cov = law_errors(PredictorCorrector(sampler, 2, snr), sde, one_gaussian(), UniformLam()(sde, 60))
+    assert cov < 0.1
 
 
 @pytest.mark.parametrize(("norms", "wide"), [("expected", 1.0), ("sample", 2.25)])

@@ -45,10 +45,8 @@ class SASolver(Damped):
         return Corrected(**vars(plan), correctors=correctors)
 
     def step(self, denoiser, xt, i, plan, history, noise):
-        readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *(g for g, _, _ in history)]
+        readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *history]
         if i and self.corrector_order:
-            _, before, z = history[0]
-            xt = apply(plan.correctors[i - 1], before, readings, z)
-        z = noise(i + 1) if self.eta else None
-        history.appendleft((readings[0], xt, z))
-        return apply(plan.rows[i], xt, readings, z)
+            xt = apply(plan.corrections[i - 1], xt, readings)  # its noise is in xt
+        history.appendleft(readings[0])
+        return apply(plan.rows[i], xt, readings, noise(i + 1) if self.eta else None)

@@ -1,6 +1,8 @@
 """UniPC: a multistep predictor, and a corrector that costs no evaluation."""
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Literal
 
 from diffcli.diffusion.numeric import require
@@ -14,6 +16,13 @@ class Corrected(Rows):
     """A plan with the corrector's row of each step: the first reading is the one at its end."""
 
     correctors: list[Row]
+
+    @cached_property
+    def corrections(self) -> list[Row]:
+        """What the correctors add to the predicted x_s, `x_s + sum_j (c_j - b_j) g_j`: what else moved it since is kept."""
+        pairs = zip(self.correctors, self.rows, strict=True) if self.correctors else []
+        weights = (zip_longest(row.g, [0.0, *predicted.g], fillvalue=0.0) for row, predicted in pairs)
+        return [Row(1.0, [c - b for c, b in both]) for both in weights]
 
 
 class UniPC(Multistep):
@@ -61,12 +70,9 @@ class UniPC(Multistep):
 
     def step(self, denoiser, xt, i, plan, history, noise):
         if i < self.first:
-            xs, g = self.start(denoiser, xt, i, plan)
-            history.appendleft((g, xt))
-            return xs
-        readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *(g for g, _ in history)]
+            return super().step(denoiser, xt, i, plan, history, noise)
+        readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *history]
         if i > self.first:  # a starter's step needs no correction
-            _, before = history[0]
-            xt = apply(plan.correctors[i - 1], before, readings)
-        history.appendleft((readings[0], xt))
+            xt = apply(plan.corrections[i - 1], xt, readings)
+        history.appendleft(readings[0])
         return apply(plan.rows[i], xt, readings)
