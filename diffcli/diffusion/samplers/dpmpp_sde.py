@@ -22,7 +22,8 @@ class DPMppSDE(FixedGrid):
     n_m and n_s come from one Brownian path, which makes it of weak order 2; with independent ones it has order 1, for x0(u, m)
     must know the half of n_s that has already happened (Kloeden & Platen 1992, sec. 15.1).
     eta = 0 is DPM-Solver++(2S), eta = 1 the reverse SDE.  Raises ValueError unless eta >= 0.
-    Lu et al. 2022, alg. 1 and app. A, arXiv:2211.01095 (k-diffusion's `sample_dpmpp_sde` with r = 1/2; the same at eta = 1).
+    Lu et al. 2022, alg. 1 and app. A, arXiv:2211.01095 (k-diffusion's `sample_dpmpp_sde` with r = 1/2 has the same coefficients
+    at eta = 1, and n_m and n_s of a path in sigma, whose correlation is another).
     """
 
     order = 2
