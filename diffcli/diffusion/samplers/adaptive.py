@@ -50,13 +50,20 @@ class AdaptiveODE(Sampler):
         """x at lam = `at` () within the accepted steps from x at tau to new at end (B,)."""
 
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
-        lam, before, fn = denoiser.sde.lam(times), evaluations(denoiser), Counted(self.field(denoiser))
-        frames = None if callback is None else Frames(lam[1:], x, lambda *step: self.path(denoiser, *step))
-        (x,), nfe = self.solver.run(self.pair(denoiser, fn), (x,), lam[0].item(), lam[-1].item(), observe=frames)
-        for i, frame in enumerate([] if frames is None else frames.x):
-            callback(i + 1, frame)
-        # what one call of the denoiser costs at the network: guidance calls it twice
-        return Samples(x, nfe * ((evaluations(denoiser) - before) // (x.shape[0] * fn.calls)))
+        fn = Counted(self.field(denoiser))
+        pair = self.pair(denoiser, fn)
+        return run_pair(self.solver, pair, fn, denoiser, x, times, callback, lambda *step: self.path(denoiser, *step))
+
+
+def run_pair(solver: Adaptive, pair: Pair, fn: Counted, denoiser: Denoiser, x, times, callback, path) -> Samples:
+    """The walk of a pair that asks the denoiser through fn; a callback sees x by `path` within the accepted steps."""
+    lam, before = denoiser.sde.lam(times), evaluations(denoiser)
+    frames = None if callback is None else Frames(lam[1:], x, path)
+    (x,), nfe = solver.run(pair, (x,), lam[0].item(), lam[-1].item(), observe=frames)
+    for i, frame in enumerate([] if frames is None else frames.x):
+        callback(i + 1, frame)
+    # what one call of the denoiser costs at the network: guidance calls it twice
+    return Samples(x, nfe * ((evaluations(denoiser) - before) // (x.shape[0] * fn.calls)))
 
 
 class Frames:

@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import evaluations
 from diffcli.diffusion.numeric import match
 from diffcli.diffusion.ode import Adaptive, Pair
-from diffcli.diffusion.samplers.adaptive import Counted, Frames
-from diffcli.diffusion.samplers.base import Sampler, Samples, straight
+from diffcli.diffusion.samplers.adaptive import Counted, run_pair
+from diffcli.diffusion.samplers.base import Sampler, straight
 from diffcli.diffusion.samplers.eta import check_eta
 from diffcli.diffusion.sde import SDE
 
@@ -106,7 +105,6 @@ class AdaptiveSDE(Sampler):
 
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
         sde, k = denoiser.sde, self.eta**2
-        lam, before = sde.lam(times), evaluations(denoiser)
 
         def drift(y, at):
             t = sde.time(at)
@@ -122,8 +120,4 @@ class AdaptiveSDE(Sampler):
 
         fn = Counted(drift)
         pair = ImprovedEuler(fn, sde, self.eta, noise)
-        frames = None if callback is None else Frames(lam[1:], x, path)
-        (x,), nfe = self.solver.run(pair, (x,), lam[0].item(), lam[-1].item(), observe=frames)
-        for i, frame in enumerate([] if frames is None else frames.x):
-            callback(i + 1, frame)
-        return Samples(x, nfe * ((evaluations(denoiser) - before) // (x.shape[0] * fn.calls)))
+        return run_pair(self.solver, pair, fn, denoiser, x, times, callback, path)

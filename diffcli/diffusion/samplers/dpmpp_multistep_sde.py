@@ -15,7 +15,8 @@ class Damped(Multistep):
     """A multistep method in x0, on the SDE of eta: its weights are its own in the clock `(1 + eta^2) lam`.
 
     `x_s = (sigma_s/sigma_t) e^{-eta^2 h} x_t + alpha_s ∫ (1 + eta^2) e^{-(1 + eta^2)(lam_s - l)} x0(l) dl
-    + sigma_s sqrt(1 - e^{-2 eta^2 h}) z`.  The noise of a step reaches x0 in the next.
+    + sigma_s sqrt(1 - e^{-2 eta^2 h}) z`.  The noise of a step reaches x0 in the next.  Order 2 at most is
+    declared, that of the weak error with noise.
     """
 
     def __init__(self, eta: float, **settings):

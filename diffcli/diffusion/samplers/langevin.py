@@ -55,11 +55,9 @@ class ScoreOnly(FixedGrid):
         return ScorePlan.at(sde, times)
 
     def begin(self, sde, noise):
-        return (
-            self.low + (self.high - self.low) * noise.uniform("start")
-            if self.start == "uniform"
-            else super().begin(sde, noise)
-        )
+        if self.start == "prior":
+            return super().begin(sde, noise)
+        return self.low + (self.high - self.low) * noise.uniform("start")
 
 
 class AtOneLevel(ScoreOnly):

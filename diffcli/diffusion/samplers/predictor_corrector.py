@@ -24,7 +24,8 @@ class PredictorCorrector(FixedGrid):
     norms: "expected", `|z|^2 = d` and the noise's own `|score|^2 = d / sigma_s^2`, so that `gamma = 2 a (snr sigma_s)^2`; or
     "sample", of each item's z and score, as published for many dimensions.  The first keeps p_s to first order in gamma.
     The second keeps p_s |score|^2 instead, and is as much too wide again by z: on N(0, I) its variance is `(1 + 2/d)^2`.
-    It has an order with corrector_steps=0 alone, where it is its predictor.
+    It has an order with corrector_steps=0 alone, where it is its predictor.  A predictor with a history in x0 reads the
+    corrector's noise as a slope; one in eps, or without a history, suits it better.
     Raises ValueError for a predictor that does not walk the grid through the levels, and unless corrector_steps >= 0, snr > 0.
     Song et al. 2021, alg. 4-5, arXiv:2011.13456.
     """
@@ -36,12 +37,9 @@ class PredictorCorrector(FixedGrid):
         snr: float = 0.16,
         norms: Literal["expected", "sample"] = "expected",
     ):
-        require(
-            predictor.evaluations is not None, "the predictor chooses its own steps, and the corrector needs the grid's"
-        )
-        require(
-            predictor.kind in ("ode", "sde"), "the predictor asks the score alone: it does not go from level to level"
-        )
+        fixed, walks = predictor.evaluations is not None, predictor.kind in ("ode", "sde")
+        require(fixed, "the predictor chooses its own steps, and the corrector needs the grid's")
+        require(walks, "the predictor asks the score alone: it does not go from level to level")
         require(corrector_steps >= 0, f"corrector_steps must be at least 0, got {corrector_steps}")
         require(snr > 0, f"snr must be above 0, got {snr}")
         require(norms in ("expected", "sample"), f"norms must be expected or sample, got {norms}")
