@@ -32,8 +32,8 @@ class Walk:
 def build_sampler(node: dict) -> Sampler:
     """The sampler of a node; its predictor may be given by name.  Raises UsageError."""
     node = filled(node, predictor="sampler")
-    predictor = node.get("predictor", {})
-    if not isinstance(predictor, dict):
+    predictor = node.get("predictor", {"_target_": None})
+    if not isinstance(predictor, dict) or "_target_" not in predictor:
         raise UsageError(
             f"sampler.predictor must name a sampler, got {predictor}", "sampler.predictor=reverse_diffusion"
         )
