@@ -45,9 +45,11 @@ def words(text: str, where: str) -> tuple[str, dict[str, object]]:
             parsed = OverridesParser.create().parse_override(f"value={value}")
             if not key or not value or parsed.is_sweep_override():
                 raise ValueError
-            found[key] = parsed.value()
         except (HydraException, ValueError):
             raise UsageError(f"{where}: cannot read {word!r} in {text!r}: settings are written key=value") from None
+        if key in found:
+            raise UsageError(f"{where}: {key} is there twice in {text!r}")
+        found[key] = parsed.value()
     return name, found
 
 

@@ -171,6 +171,10 @@ ROWS = {
     "nfe 1": ("sample network=exact nfe=1 sampler=dpm2", "nfe=2"),
     "predictor half": ("sample network=exact sampler=pc +sampler.predictor.eta=1", "must name a sampler"),
     "predictor null": ("sample network=exact sampler=pc sampler.predictor=null", "must name a sampler"),
+    "predictor's setting twice": (
+        "sample network=exact sampler=pc 'sampler.predictor=\"ddim eta=1 eta=0\"'",
+        "eta is there twice",
+    ),
     "nfe of rk45": ("sample network=exact nfe=10 sampler=rk45", "sampler.tol"),
     "prior": ("train schedule.beta_max=1", "beta_max"),
     "prior of ve": ("sample network=exact sde=ve schedule.sigma_max=0.1", "sigma_max"),
