@@ -16,7 +16,7 @@ from diffcli.commands.evaluate import as_data
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.options import changed, config_dir, load, words
 from diffcli.commands.run_folder import choose, create, say
-from diffcli.commands.walk import Walk, build_sampler, plan_walk
+from diffcli.commands.walk import Walk, build_sampler, plan_walk, within_floats
 from diffcli.diffusion.samplers import RK45, Sampler, most_steps
 from diffcli.errors import NumericalError, UsageError
 from diffcli.explain.compare_plot import plot
@@ -194,7 +194,8 @@ def _draw(text: str, budget: int | None, walk: Walk, model: Model, device) -> tu
     begun = time.monotonic()
     steps = None if budget is None else len(walk.times) - 1
     try:
-        x, nfe = _sample(walk.sampler, walk.times, walk.last, model.config["n"], model, device)
+        with within_floats():
+            x, nfe = _sample(walk.sampler, walk.times, walk.last, model.config["n"], model, device)
     except NumericalError as error:
         return Cell(text, walk.sampler.kind, budget, steps, note=error.message), None
     cell = Cell(text, walk.sampler.kind, budget, steps, nfe, seconds=time.monotonic() - begun)

@@ -1,5 +1,7 @@
 """What sample and evaluate have in common: a sampler, its grid, and how many steps fit."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from diffcli.commands.options import filled
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.diffusion.sde import SDE
-from diffcli.errors import UsageError
+from diffcli.errors import NumericalError, UsageError
 from diffcli.sampling import batches, draw_samples
 
 DEFAULT_STEPS = Sampler.usual_steps
@@ -87,6 +89,17 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
     return fitting
 
 
+@contextlib.contextmanager
+def within_floats() -> Iterator[None]:
+    """A coefficient of a sampler that is no float, as of eta=1e200, is a numerical failure: NumericalError."""
+    try:
+        yield
+    except (OverflowError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "without overflow" not in str(error):  # torch's for a float32
+            raise
+        raise NumericalError("a coefficient of the sampler is too large for a float: one of its settings is") from error
+
+
 def draw_all(
     walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +112,7 @@ def draw_all(
     rounds = len(list(batches(n, config["batch_size"])))
     total, unit = (n, "sample") if chooses else (rounds * (len(walk.times) - 1), "step")
     desc = "sampling" if rounds == 1 else f"sampling in {rounds} batches"
-    with tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
+    with within_floats(), tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
 
         def progress(steps):
             for i in steps:

@@ -274,6 +274,21 @@ def test_unreadable_checkpoint_is_code_3(name, cli, files, tmp_path):
     assert not on_disk(tmp_path)
 
 
+@pytest.mark.parametrize("words", ["sampler=sa_solver sampler.eta=1e200", "sampler=langevin sampler.gamma=1e200"])
+def test_coefficients_beyond_floats_are_code_4(words, cli, tmp_path):
+    result = cli("sample", "network=exact", "n=2", "steps=2", *words.split())
+    assert result.code == 4
+    assert result.err.startswith("error: a coefficient of the sampler")
+
+
+def test_compare_goes_on_where_one_sampler_overflows(cli, tmp_path):
+    words = 'samplers=[ddim,"sa_solver eta=1e200"]'
+    result = cli("compare", "network=exact", "n=8", "endpoints=4", "nfe=[3]", words)
+    assert result.code == 0, result.err
+    assert "failed: sa_solver eta=1e200 at NFE 3: a coefficient of the sampler" in result.out
+    assert "use ddim" in result.out
+
+
 def test_other_jobs_of_a_sweep_still_run(cli, tmp_path):
     result = cli("sample", "-m", "network=exact", "n=2,0,3", "steps=1")
     assert result.code == 2
