@@ -109,7 +109,7 @@ def _job(command: str, codes: list[int], cfg) -> None:
         codes.append(importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}").run(cfg) or 0)
         if codes[-1] > 128:  # stopped by a signal, which was meant for the rest of a sweep too
             raise KeyboardInterrupt
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, BrokenPipeError):
         raise
     except OmegaConfBaseException as error:
         codes.append(report(_unset(command, cfg, error), debug=cfg.get("debug") is True))

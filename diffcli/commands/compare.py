@@ -55,6 +55,8 @@ def run(cfg) -> int:
     check_shape(model, items[0][0].shape, "the data")
     path = choose("compare", config)
     usable = [entry for entry in entries if not entry.refused]
+    if not any(_walks(entry, budgets, config, model) for entry in usable):
+        raise UsageError(f"nfe={budgets}: not one step of these samplers takes so few evaluations", "'nfe=[5,10,20]'")
     if cfg.dry_run:
         for entry in entries:
             say(f"{entry.text}: {entry.refused}" if entry.refused else entry.text)
@@ -93,6 +95,8 @@ def _budgets(nfe) -> list[int]:
         raise UsageError("nfe=[] names no number of evaluations", "'nfe=[5,10,20,50]'")
     if nfe[0] < 1:
         raise UsageError(f"nfe must be at least 1, got {nfe[0]}")
+    if nfe[-1] > 10**6:
+        raise UsageError(f"nfe must be at most 1000000, got {nfe[-1]}")
     return nfe
 
 

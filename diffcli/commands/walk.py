@@ -1,6 +1,7 @@
 """What sample and evaluate have in common: a sampler, its grid, and how many steps fit."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -60,9 +61,13 @@ def plan_walk(config: dict, model: Model) -> Walk:
     except ValueError as error:
         raise UsageError(f"sampler: {error}") from error
     try:
-        return Walk(sampler, _times(sampler, grid, model.denoiser.sde, steps), last)
+        times = _times(sampler, grid, model.denoiser.sde, steps)
     except ValueError as error:
         raise UsageError(f"grid: {error}") from error
+    doubt = sampler.warning(model.denoiser, times)
+    if doubt and config.get("start") is None:
+        print(f"warning: {doubt}", file=sys.stderr)
+    return Walk(sampler, times, last)
 
 
 def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None) -> Tensor:

@@ -169,6 +169,9 @@ ROWS = {
     "prediction of exact": ("sample network=exact prediction=eps", "prediction="),
     "steps and nfe": ("sample network=exact steps=5 nfe=10", "steps=5 and nfe=10"),
     "nfe 1": ("sample network=exact nfe=1 sampler=dpm2", "nfe=2"),
+    "nfe of a billion": ("sample network=exact nfe=1000000000", "at most 1000000"),
+    "nfe too few for all": ("compare network=exact data=mixture samplers=[pndm,heun] nfe=[1]", "not one step"),
+    "nfe of compare, a billion": ("compare network=exact data=mixture nfe=[5,1000000000]", "at most 1000000"),
     "predictor half": ("sample network=exact sampler=pc +sampler.predictor.eta=1", "must name a sampler"),
     "predictor null": ("sample network=exact sampler=pc sampler.predictor=null", "must name a sampler"),
     "predictor's setting twice": (

@@ -95,6 +95,25 @@ def test_a_model_of_one_level_is_sampled_by_langevin(cli, tmp_path, words):
         assert "Traceback" not in done.err
 
 
+def test_a_walk_that_cannot_leave_its_start_is_named(cli, tmp_path):
+    """The distance that a random walk of these steps reaches, far below the width of where it begins."""
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    few = (*EXACT, "n=4", "sampler=langevin")
+    for words, told in (
+        ((), True),
+        (("sampler.start=uniform",), True),
+        (("steps=10", "sampler.t=0.5"), False),
+        (("sampler.gamma=0.1",), False),
+        (("start=x.npy",), False),
+    ):
+        done = cli(*few, *words)
+        assert done.code == 0
+        assert (
+            "warning: at t = 0.001 the noise is 0.01, and 1000 steps move x by no more than about 0.15" in done.err
+        ) == told
+        assert done.err.count("warning") == told
+
+
 def test_a_predictor_is_named_with_its_settings(cli, tmp_path):
     done = cli(*EXACT, "n=16", "steps=5", "sampler=pc", "sampler.predictor='ddim eta=0.5'", "sampler.corrector_steps=2")
     assert done.code == 0, done.err

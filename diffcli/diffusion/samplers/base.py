@@ -1,6 +1,7 @@
 """What every sampler is, and the one loop over a fixed grid."""
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -63,6 +64,10 @@ class Sampler(ABC):
 
     def setup(self, denoiser: Denoiser) -> None:  # noqa: B027 - most have nothing to check
         """Called once, before any work.  Raises ValueError where the sampler does not go with the model."""
+
+    def warning(self, denoiser: Denoiser, times: Tensor) -> str:
+        """A sentence for the user where the walk along these times would run and mean little; empty where it does not."""
+        return ""
 
     def cost(self, steps: int) -> int | None:
         """Evaluations of the denoiser that a walk of so many steps takes, apart from last=denoise; None if it chooses its steps."""
@@ -127,10 +132,7 @@ class FixedGrid(Sampler):
 
 def most_steps(sampler: Sampler, nfe: int) -> int:
     """The most steps whose cost is at most nfe, 0 where not even one fits."""
-    steps = 0
-    while sampler.cost(steps + 1) <= nfe:
-        steps += 1
-    return steps
+    return bisect_right(range(1, nfe + 1), nfe, key=sampler.cost)  # a step costs at least one evaluation
 
 
 def sample(

@@ -88,6 +88,19 @@ class AtOneLevel(ScoreOnly):
     def plan(self, sde, times):
         return super().plan(sde, self.end(times)[None])
 
+    def warning(self, denoiser, times):
+        sde, steps = denoiser.sde, len(times) - 1
+        t = self.end(times)
+        sigma = sde.sigma(t).item()
+        reach = math.sqrt(2 * steps * (self.gamma or self.r * sigma**2))  # of a random walk
+        begin = self.high - self.low if self.start == "uniform" else sde.prior_std
+        if not sde.is_process or reach > 0.3 * begin:
+            return ""
+        return (
+            f"at t = {t.item():.3g} the noise is {sigma:.2g}, and {steps} steps move x by no more than about {reach:.2g},"
+            f" where it begins {begin:.3g} wide: give sampler.t=0.5 or so, sampler.gamma=, or start=FILE"
+        )
+
     def ascent(self, denoiser: Denoiser, x: Tensor, plan: ScorePlan) -> tuple[float, Tensor]:
         """gamma and the score at the level."""
         return self.gamma or self.r * plan.sigma[0] ** 2, plan.score(denoiser, x, 0)
