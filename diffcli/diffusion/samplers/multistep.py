@@ -112,5 +112,5 @@ class Multistep(FixedGrid):
 
 def apply(row: Row, xt: Tensor, readings, z: Tensor | None = None) -> Tensor:
     """`a xt + sum_j b_j readings_j + c z`."""
-    terms = [(row.x, xt), *((c, readings[j]) for j, c in enumerate(row.g))]
+    terms = [(row.x, xt), *((c, readings[j]) for j, c in enumerate(row.g) if c)]
     return combine(*terms, *([] if z is None else [(row.z, z)]))

@@ -46,7 +46,6 @@ class SASolver(Damped):
 
     def step(self, denoiser, xt, i, plan, history, noise):
         readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *history]
-        if i and self.corrector_order:
-            xt = apply(plan.corrections[i - 1], xt, readings)  # its noise is in xt
         history.appendleft(readings[0])
-        return apply(plan.rows[i], xt, readings, noise(i + 1) if self.eta else None)
+        row = plan.corrected[i] if self.corrector_order else plan.rows[i]
+        return apply(row, xt, readings, noise(i + 1) if self.eta else None)

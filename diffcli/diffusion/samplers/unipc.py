@@ -18,11 +18,17 @@ class Corrected(Rows):
     correctors: list[Row]
 
     @cached_property
-    def corrections(self) -> list[Row]:
-        """What the correctors add to the predicted x_s, `x_s + sum_j (c_j - b_j) g_j`: what else moved it since is kept."""
-        pairs = zip(self.correctors, self.rows, strict=True) if self.correctors else []
-        weights = (zip_longest(row.g, [0.0, *predicted.g], fillvalue=0.0) for row, predicted in pairs)
-        return [Row(1.0, [c - b for c, b in both]) for both in weights]
+    def corrected(self) -> list[Row]:
+        """The rows after the correction of the step before, `a (x_t + sum_j (c_j - b_j) g_j) + ...`, each in one sum.
+
+        c is the corrector's and b the predictor's weight of that step; what else has moved x_t since is kept.
+        """
+        rows = self.rows[:1]
+        for corrector, predicted, row in zip(self.correctors[:-1], self.rows[:-1], self.rows[1:], strict=True):
+            change = [c - b for c, b in zip_longest(corrector.g, [0.0, *predicted.g], fillvalue=0.0)]
+            g = [row.x * d + b for d, b in zip_longest(change, row.g, fillvalue=0.0)]
+            rows.append(Row(row.x, g, row.z))
+        return rows
 
 
 class UniPC(Multistep):
@@ -72,7 +78,6 @@ class UniPC(Multistep):
         if i < self.first:
             return super().step(denoiser, xt, i, plan, history, noise)
         readings = [denoiser.reading(xt, plan.t[i], plan.p[i], plan.q[i]), *history]
-        if i > self.first:  # a starter's step needs no correction
-            xt = apply(plan.corrections[i - 1], xt, readings)
         history.appendleft(readings[0])
-        return apply(plan.rows[i], xt, readings)
+        row = plan.corrected[i] if i > self.first else plan.rows[i]  # a starter's step needs no correction
+        return apply(row, xt, readings)
