@@ -5,7 +5,7 @@
 
 The error is the median over items of ||error||/sqrt(d) in y = x/alpha at the end of the probability-flow ODE, in float64.  Prints
 our error over theirs for each algorithm that both have, on two grids, and for our one fixed choice (sampler=abm grid=scales, no
-setting ever changed) over the best of theirs among all their sampler x grid pairs.  About ten minutes on one core.
+setting ever changed) over the best of theirs among all their sampler x grid pairs.  About five minutes on one core.
 """
 
 import argparse
