@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -63,15 +63,24 @@ class ScoreOnly(FixedGrid):
 class AtOneLevel(ScoreOnly):
     """A sampler of many steps at the level t, by default the last time of the grid.
 
-    gamma: the step itself, in place of r.
+    r: of the step `gamma = r sigma^2`, usual_r unless given.  gamma: the step itself, in place of r.
     Raises ValueError as above, unless gamma is above 0, and in setup for t outside the SDE's range and for an r without noise.
     """
 
     one_level = True
     usual_steps = 1000
+    usual_r: ClassVar[float]
 
-    def __init__(self, r: float, gamma: float | None, t: float | None, start: str, low: float, high: float):
-        super().__init__(r, start, low, high)
+    def __init__(
+        self,
+        r: float | None = None,
+        gamma: float | None = None,
+        t: float | None = None,
+        start: Literal["prior", "uniform"] = "prior",
+        low: float = -1.0,
+        high: float = 1.0,
+    ):
+        super().__init__(self.usual_r if r is None else r, start, low, high)
         require(gamma is None or gamma > 0, f"gamma must be above 0, got {gamma}")
         self.gamma, self.t = gamma, t
 
@@ -118,16 +127,7 @@ class Langevin(AtOneLevel):
     Roberts & Tweedie 1996, Bernoulli 2(4); Song & Ermon 2019, eq. 4, arXiv:1907.05600.
     """
 
-    def __init__(
-        self,
-        r: float = 0.1,
-        gamma: float | None = None,
-        t: float | None = None,
-        start: Literal["prior", "uniform"] = "prior",
-        low: float = -1.0,
-        high: float = 1.0,
-    ):
-        super().__init__(r, gamma, t, start, low, high)
+    usual_r = 0.1
 
     def step(self, denoiser, xt, i, plan, history, noise):
         gamma, score = self.ascent(denoiser, xt, plan)

@@ -1,7 +1,5 @@
 """Mode seeking."""
 
-from typing import Literal
-
 from diffcli.diffusion.numeric import combine
 from diffcli.diffusion.samplers.langevin import AtOneLevel
 
@@ -15,16 +13,7 @@ class Mode(AtOneLevel):
     Comaniciu & Meer 2002, "Mean shift: a robust approach toward feature space analysis".
     """
 
-    def __init__(
-        self,
-        r: float = 1.0,
-        gamma: float | None = None,
-        t: float | None = None,
-        start: Literal["prior", "uniform"] = "prior",
-        low: float = -1.0,
-        high: float = 1.0,
-    ):
-        super().__init__(r, gamma, t, start, low, high)
+    usual_r = 1.0
 
     def step(self, denoiser, xt, i, plan, history, noise):
         gamma, score = self.ascent(denoiser, xt, plan)
