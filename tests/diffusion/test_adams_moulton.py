@@ -94,6 +94,14 @@ def test_five_readings_lose_nothing_by_kuttas_start():
     assert math.log2(coarse / fine) > 3.7 and fine < 1e-7
 
 
+@pytest.mark.parametrize("pair", [("vp", "linear"), VE, ("flow", "logit"), ("vp", "ddpm")], ids="-".join)
+def test_the_order_that_is_declared_on_uniform_lam(pair):
+    """At least: what Kutta's start leaves is small, and the method itself has order 6."""
+    sampler = AdamsMoulton(starter="rk")
+    coarse, fine = (end_error(pair, sampler, UniformLam(), n) for n in (80, 160))
+    assert not sampler.declared_for and math.log2(coarse / fine) > sampler.order - 0.3
+
+
 @pytest.mark.parametrize("pair", [("vp", "linear"), VE], ids="-".join)
 @pytest.mark.parametrize("d", [2, 64])
 def test_few_evaluations_are_worth_twice_those_of_deis_on_uniform_lam(pair, d):

@@ -387,4 +387,4 @@ def test_memory_does_not_grow_with_the_steps(sampler):
         with Live(x.numel()) as live, torch.no_grad():
             sample(model, sampler, x, UniformLam()(model.sde, steps), Still(x))
         most.append(live.most)
-    assert most[0] == most[1]
+    assert most[0] == most[1] < 36  # of which the tangents of dpm_taylor are 28

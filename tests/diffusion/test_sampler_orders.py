@@ -66,7 +66,8 @@ def check_order(pair, sampler, d=2):
     if sampler.clock == "t" and build(*pair).times is not None:
         pytest.skip("a sampler that steps in t declares no order on a table")
     coarse, fine = errors(pair, sampler, 160, d), errors(pair, sampler, 320, d)
-    assert fine.median() < {1: 0.1, 2: 2e-3, 3: 2e-4, 4: 5e-5}[sampler.order]
+    first = 0.03 if sampler.clock == "lam" else 0.1  # steps even in lam are uneven in t
+    assert fine.median() < {1: first, 2: 2e-3, 3: 2e-4, 4: 5e-5}[sampler.order]
     told = (coarse > FLOOR) & (fine > FLOOR)
     if told.sum() > 8:
         slope = torch.log2(coarse[told] / fine[told]).median().item()
