@@ -14,11 +14,11 @@ from diffcli.randomness import ItemNoise
 PADDING = 16  # a kernel's last bits may depend on the batch size, but not between multiples of this
 
 
-def batches(n: int, batch_size: int) -> Iterator[range]:
-    """The items of each batch; every batch has the same size, a multiple of PADDING, so the last may go beyond n."""
+def batches(n: int, batch_size: int, first: int = 0) -> Iterator[range]:
+    """The items first ... first + n - 1 in batches of one size, a multiple of PADDING, so that the last may go beyond them."""
     size = -(-min(batch_size, n) // PADDING) * PADDING
-    for first in range(0, n, size):
-        yield range(first, first + size)
+    for begin in range(first, first + n, size):
+        yield range(begin, begin + size)
 
 
 def draw_samples(
@@ -33,29 +33,30 @@ def draw_samples(
     last: str | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
     see: Callable[[int, Tensor, Tensor], None] | None = None,
+    first: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] = straight,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Samples]:
-    """Samples 0 ... n - 1 in model space, batch by batch; `start` (n, *shape) is x at times[0], by default its sampler's own.
+    """Samples first ... first + n - 1 in model space, batch by batch.
 
-    callback(first item, i, x) is called with x (B, *shape) at times[i], i = 0 before the first step and then after each one;
-    see(first item, x0_hat, t) at each evaluation; progress wraps the steps of each batch.
+    `start` (n, *shape) is x at times[0], by default its sampler's own.  callback(first item, i, x) is called with x (B, *shape) at times[i], i = 0 before the first step and then after each
+    one; see(first item, x0_hat, t) at each evaluation; progress wraps the steps of each batch.
     """
-    for items in batches(n, batch_size):
+    for items in batches(n, batch_size, first):
         noise = ItemNoise(seed, items, shape, dtype, device)
         x = (
             sampler.begin(denoiser.sde, noise)
             if start is None
-            else start[[min(i, n - 1) for i in items]].to(dtype).to(device)
+            else start[[min(i - first, n - 1) for i in items]].to(dtype).to(device)
         )
-        keep, first = min(len(items), n - items.start), items.start
+        keep, begin = min(len(items), first + n - items.start), items.start
         watch = look = None
         if callback is not None:
-            watch = partial(_shown, callback, first, keep)
+            watch = partial(_shown, callback, begin, keep)
             watch(0, x)
         if see is not None:
-            look = partial(_seen, see, first, keep)
+            look = partial(_seen, see, begin, keep)
         x, nfe = sample(denoiser, sampler, x, times, noise, last, watch, look, progress)
         yield Samples(x[:keep], nfe[:keep])
 

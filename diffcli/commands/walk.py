@@ -105,14 +105,14 @@ def within_floats() -> Iterator[None]:
         raise NumericalError("a coefficient of the sampler is too large for a float: one of its settings is") from error
 
 
-def draw_all(
-    walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
-) -> tuple[np.ndarray, np.ndarray]:
-    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,); with a progress bar.
+def stream(
+    walk: Walk, model: Model, config: dict, device, first: int = 0, start=None, callback=None, see=None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Samples first ... first + n - 1 in source units, a batch (B, *S) float and its network evaluations (B,) at a time.
 
-    The bar counts the steps of all batches, and samples where the sampler chooses its own steps.
+    The progress bar counts the steps of all batches, and samples where the sampler chooses its own steps.
     """
-    n, x, nfe = config["n"], [], []
+    n = config["n"]
     chooses = walk.sampler.evaluations is None
     rounds = len(list(batches(n, config["batch_size"])))
     total, unit = (n, "sample") if chooses else (rounds * (len(walk.times) - 1), "step")
@@ -136,13 +136,21 @@ def draw_all(
             last=walk.last,
             callback=callback,
             see=see,
+            first=first,
             progress=progress,
             dtype=getattr(torch, config["dtype"]),
             device=device,
         ):
-            x.append(model.data.transform.decode(batch.x.cpu()).numpy())
-            nfe.append(batch.nfe.numpy())
             bar.update(chooses * len(batch.x))
+            yield model.data.transform.decode(batch.x.cpu()).numpy(), batch.nfe.numpy()
+
+
+def draw_all(
+    walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,)."""
+    found = list(stream(walk, model, config, device, 0, start, callback, see))
+    x, nfe = zip(*found, strict=True)
     return np.concatenate(x), np.concatenate(nfe)
 
 

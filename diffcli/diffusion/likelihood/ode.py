@@ -1,68 +1,18 @@
 """Log-likelihood by the probability-flow ODE, with its errors."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
+from diffcli.diffusion.likelihood.divergence import ExactDivergence, Hutchinson
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.ode import DormandPrince, FixedStep
 
 
-class LogLikelihood(NamedTuple):
-    """log_prob (B,) in nats, in model space; std_err (B,) of the divergence estimate; x1 at t_max; nfe (B,)."""
-
-    log_prob: Tensor
-    std_err: Tensor
-    x1: Tensor
-    nfe: Tensor
-
-
-class ExactDivergence:
-    """`div u = sum_i du_i/dx_i` by d vector-Jacobian products, in chunks of `chunk` at once."""
-
-    def __init__(self, chunk: int = 64):
-        self.chunk = chunk
-
-    def probes(self, x: Tensor, signs) -> None:
-        return None
-
-    def __call__(self, u: Tensor, x: Tensor, probes) -> Tensor:
-        d = x[0].numel()
-        total = torch.zeros(x.shape[0], 1, dtype=torch.float64, device=x.device)
-        for start in range(0, d, self.chunk):
-            rows = torch.arange(start, min(start + self.chunk, d), device=x.device)
-            basis = torch.nn.functional.one_hot(rows, d).to(u.dtype)  # (c, d)
-            basis = basis[:, None].expand(-1, x.shape[0], -1).reshape(len(rows), *x.shape)
-            (columns,) = torch.autograd.grad(u, x, basis, is_grads_batched=True, retain_graph=True)
-            diagonal = columns.flatten(2).gather(2, rows.view(-1, 1, 1).expand(-1, x.shape[0], 1))
-            total += diagonal.double().sum(0)
-        return total
-
-
-class Hutchinson:
-    """`div u ~ (1/K) sum_k e_k^T (du/dx) e_k` with Rademacher probes, fixed along a trajectory; one column a probe.
-
-    Hutchinson 1990; Grathwohl et al. 2019, sec. 3.1, arXiv:1810.01367.  Raises ValueError if probes < 1.
-    """
-
-    def __init__(self, probes: int = 8):
-        require(probes >= 1, f"probes must be at least 1, got {probes}")
-        self.count = probes
-
-    def probes(self, x: Tensor, signs) -> Tensor:
-        return signs("probes", self.count).to(x)
-
-    def __call__(self, u: Tensor, x: Tensor, probes: Tensor) -> Tensor:
-        columns = []
-        for k in range(self.count):
-            (vjp,) = torch.autograd.grad(u, x, probes[:, k], retain_graph=k + 1 < self.count)
-            columns.append((vjp * probes[:, k]).double().flatten(1).sum(1))
-        return torch.stack(columns, dim=1)
-
-
-class Likelihood:
+class Likelihood(LogDensity):
     """`log p(x_0) = log p_1(x_1) + int_0^1 div v dt` along the probability-flow ODE, integrated in lam from t_min to t_max.
 
     divergence: exact, or hutchinson with `probes` probes.  solver: rk45 (adaptive to `tol`, which bounds the local error of
@@ -83,7 +33,6 @@ class Likelihood:
         self.ode = DormandPrince(tol) if solver == "rk45" else FixedStep(solver, steps)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, noise, **cond) -> LogLikelihood:
-        """For x0 (B, *S) at t_min; `noise.signs(name, K)` gives the probes."""
         return log_likelihood(denoiser, x0, self.ode, self.divergence, noise.signs, **cond)
 
 
