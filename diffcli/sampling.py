@@ -40,8 +40,9 @@ def draw_samples(
 ) -> Iterator[Samples]:
     """Samples first ... first + n - 1 in model space, batch by batch.
 
-    `start` (n, *shape) is x at times[0], by default its sampler's own.  callback(first item, i, x) is called with x (B, *shape) at times[i], i = 0 before the first step and then after each
-    one; see(first item, x0_hat, t) at each evaluation; progress wraps the steps of each batch.
+    `start` (n, *shape) is x at times[0], by default its sampler's own.  callback(first item, i, x) is called with
+    x (B, *shape) at times[i], i = 0 before the first step and then after each one; see(first item, x0_hat, t) at each
+    evaluation; progress wraps the steps of each batch.
     """
     for items in batches(n, batch_size, first):
         noise = ItemNoise(seed, items, shape, dtype, device)
