@@ -1,8 +1,6 @@
 """The other processes of a run, started by Lightning: they load the config that rank 0 resolved and never meet Hydra."""
 
-import ctypes
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -11,20 +9,15 @@ sys.path = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).re
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to end this process when rank 0 is killed, which could not do it itself."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def main() -> int:
-    _die_with_parent()
     from omegaconf import OmegaConf
 
     from diffcli.cli import report
     from diffcli.commands.prepare import build_parts
     from diffcli.commands.train import build_trainer, fit
+    from diffcli.sharing import die_with_parent
 
+    die_with_parent()
     folder = Path(os.environ["DIFFCLI_RUN_DIR"])
     try:
         config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))

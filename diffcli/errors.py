@@ -10,9 +10,12 @@ class DiffcliError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = ""):
-        super().__init__(message)
+        super().__init__(message, hint)  # both, so that it can be sent to another process
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class UsageError(DiffcliError):

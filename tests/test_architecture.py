@@ -19,7 +19,8 @@ LAYERS = {
     "_worker": 5, "__main__": 5,
     "cli": 4,
     "commands": 3,
-    "checkpoint": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "randomness": 2, "explain": 2,
+    "checkpoint": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "sharing": 2,
+    "randomness": 2, "explain": 2,
     "diffusion": 1, "networks": 1,
     "advice": 0, "help": 0, "paths": 0, "errors": 0, "__init__": 0,
 }  # fmt: skip

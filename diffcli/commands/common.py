@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -55,6 +56,17 @@ def pick_device(name: str | None) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("device=cuda: no CUDA device was found here", "device=cpu")
     return torch.device("cuda" if name == "cuda" or (name != "cpu" and torch.cuda.is_available()) else "cpu")
+
+
+def several(count: int | None, device: torch.device) -> list[torch.device]:
+    """The devices that `devices=count` asks for.  Raises UsageError for more than there are GPUs, or CPU cores."""
+    there = torch.cuda.device_count() if device.type == "cuda" else max(2, os.cpu_count() or 1)
+    if (count or 1) > there:
+        kind = "GPUs" if device.type == "cuda" else "CPU cores"
+        raise UsageError(f"devices={count}: this machine has {there} {kind}", f"devices={there}")
+    if count in (None, 1):
+        return [device]
+    return [torch.device(device.type, i) if device.type == "cuda" else device for i in range(count)]
 
 
 def check_prior(sde: SDE, warn: bool = True) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from diffcli import checkpoint
 from diffcli.advice import nearest
 from diffcli.commands.build import build, locate
-from diffcli.commands.common import chosen, plain, typed
+from diffcli.commands.common import chosen, plain, several, typed
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
 from diffcli.data.base import Data
@@ -32,15 +32,17 @@ class Model:
     config: dict
 
 
-def load_model(cfg, device: torch.device) -> Model:
-    """Build the denoiser and the data set that the settings of a command ask for.
+def load_model(cfg, device: torch.device, shares: bool = False) -> Model:
+    """Build the denoiser and the data set that the settings of a command ask for; `shares` where it uses several devices.
 
     Raises UsageError for settings that do not fit, CheckpointError for a checkpoint that cannot be used.
     """
     if typed("prediction="):  # before its interpolations are resolved, which need a whole model
         raise UsageError("prediction= is part of the trained model and cannot be changed", "diffcli train prediction=…")
     check_settings(plain(cfg), GROUPS)
-    if cfg.devices not in (None, 1):
+    if shares:
+        several(cfg.devices, device)
+    elif cfg.devices not in (None, 1):
         raise UsageError(f"devices={cfg.devices}: this command uses one device", "devices=1")
     model = _exact(cfg) if typed("network=") else _from_checkpoint(cfg)
     model.denoiser.to(device).to(getattr(torch, cfg.dtype)).eval().requires_grad_(False)

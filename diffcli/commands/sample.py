@@ -19,9 +19,11 @@ SHOWN = 400  # items in a grid, the rest are in samples.npy
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
-    model = load_model(cfg, device)
+    model = load_model(cfg, device, shares=True)
     walk = plan_walk(model.config, model)
     start = _start(model)
+    if (cfg.devices or 1) > 1 and (cfg.trajectory or cfg.start is not None):
+        raise UsageError(f"devices={cfg.devices} goes with neither trajectory=true nor start=", "devices=1")
     path = choose("sample", model.config)
     if cfg.dry_run:
         say(f"would draw {cfg.n} samples of shape {model.shape} in {len(walk.times) - 1} steps from {model.source}")

@@ -11,14 +11,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffcli.commands.build import build, check_type
-from diffcli.commands.common import check_walk
+from diffcli.commands.common import check_walk, several
 from diffcli.commands.model import Model, check_process
 from diffcli.commands.options import filled
+from diffcli.data.transform import Transform
+from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import NumericalError, UsageError
 from diffcli.sampling import batches, draw_samples
+from diffcli.sharing import share
 
 DEFAULT_STEPS = Sampler.usual_steps
 
@@ -105,51 +108,82 @@ def within_floats() -> Iterator[None]:
         raise NumericalError("a coefficient of the sampler is too large for a float: one of its settings is") from error
 
 
+@dataclass
+class Drawing:
+    """Draws the samples begin ... begin + count - 1 of a job (begin, count), in source units, with their evaluations."""
+
+    walk: Walk
+    denoiser: Denoiser
+    transform: Transform
+    shape: tuple[int, ...]
+    seed: int
+    batch_size: int
+    dtype: torch.dtype
+    device: torch.device | str = "cpu"
+
+    def to(self, device: torch.device) -> None:
+        self.denoiser.to(device)
+        self.device = device
+
+    def __call__(self, job: tuple[int, int], **watching) -> tuple[np.ndarray, np.ndarray]:
+        (found,) = self.batches(*job, **watching)
+        return found
+
+    def batches(self, first: int, n: int, **watching) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A batch at a time; `watching` is what draw_samples takes to show its steps."""
+        with within_floats():
+            for batch in draw_samples(
+                self.denoiser,
+                self.walk.sampler,
+                self.walk.times,
+                self.shape,
+                n,
+                self.seed,
+                self.batch_size,
+                last=self.walk.last,
+                first=first,
+                dtype=self.dtype,
+                device=self.device,
+                **watching,
+            ):
+                yield self.transform.decode(batch.x.cpu()).numpy(), batch.nfe.numpy()
+
+
 def stream(
-    walk: Walk, model: Model, config: dict, device, first: int = 0, start=None, callback=None, see=None
+    walk: Walk, model: Model, config: dict, device: torch.device, first: int = 0, **watching
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Samples first ... first + n - 1 in source units, a batch (B, *S) float and its network evaluations (B,) at a time.
 
-    The progress bar counts the steps of all batches, and samples where the sampler chooses its own steps.
+    With devices=N as many processes share the batches, and the samples are the same.  The progress bar counts the steps of
+    all batches; samples where the sampler chooses its own steps, or where processes share them.
     """
-    n = config["n"]
-    chooses = walk.sampler.evaluations is None
-    rounds = len(list(batches(n, config["batch_size"])))
-    total, unit = (n, "sample") if chooses else (rounds * (len(walk.times) - 1), "step")
-    desc = "sampling" if rounds == 1 else f"sampling in {rounds} batches"
-    with within_floats(), tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
+    dtype, n, size = getattr(torch, config["dtype"]), config["n"], config["batch_size"]
+    drawing = Drawing(walk, model.denoiser, model.data.transform, model.shape, config["seed"], size, dtype, device)
+    jobs = [(items.start, min(len(items), first + n - items.start)) for items in batches(n, size, first)]
+    devices = several(config["devices"], device)[: len(jobs)]
+    by_sample = walk.sampler.evaluations is None or len(devices) > 1
+    total, unit = (n, "sample") if by_sample else (len(jobs) * (len(walk.times) - 1), "step")
+    desc = "sampling" if len(jobs) == 1 else f"sampling in {len(jobs)} batches"
+    with tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
 
         def progress(steps):
             for i in steps:
                 yield i
-                bar.update(not chooses)
+                bar.update(not by_sample)
 
-        for batch in draw_samples(
-            model.denoiser,
-            walk.sampler,
-            walk.times,
-            model.shape,
-            n,
-            config["seed"],
-            config["batch_size"],
-            start=start,
-            last=walk.last,
-            callback=callback,
-            see=see,
-            first=first,
-            progress=progress,
-            dtype=getattr(torch, config["dtype"]),
-            device=device,
-        ):
-            bar.update(chooses * len(batch.x))
-            yield model.data.transform.decode(batch.x.cpu()).numpy(), batch.nfe.numpy()
+        alone = len(devices) < 2
+        found = drawing.batches(first, n, progress=progress, **watching) if alone else share(drawing, jobs, devices)
+        with contextlib.closing(found):
+            for x, nfe in found:
+                bar.update(by_sample * len(x))
+                yield x, nfe
 
 
 def draw_all(
     walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
 ) -> tuple[np.ndarray, np.ndarray]:
     """All n samples in source units, (n, *S) float, and the network evaluations of each (n,)."""
-    found = list(stream(walk, model, config, device, 0, start, callback, see))
+    found = list(stream(walk, model, config, device, start=start, callback=callback, see=see))
     x, nfe = zip(*found, strict=True)
     return np.concatenate(x), np.concatenate(nfe)
 

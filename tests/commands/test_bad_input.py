@@ -118,7 +118,7 @@ ROWS = {
     "steps 0": ("sample network=exact steps=0", "at least 1"),
     "devices 0": ("train trainer.devices=0", "at least 1"),
     "devices 9999": ("train trainer.devices=9999", "this machine has"),
-    "devices of sample": ("sample network=exact devices=2", "one device"),
+    "devices of explain": ("explain network=exact devices=2", "one device"),
     "max_steps 0": ("train trainer.max_steps=0", "at least 1"),
     "max_steps -1": ("train trainer.max_steps=-1", "at least 1"),
     "lr -1": ("train optim.lr=-1", "lr must be above 0"),

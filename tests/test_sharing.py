@@ -1,0 +1,75 @@
+"""Jobs shared over processes: their results are those of one process, in order, and a failure is one failure."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from diffcli.errors import DiffcliError, NumericalError
+from diffcli.sharing import share
+
+TWO = [torch.device("cpu")] * 2
+
+
+class Square:
+    """Squares a job; says where it was done.  A job below 0 fails, one above 100 ends its process."""
+
+    def to(self, device):
+        self.device = device
+
+    def __call__(self, job):
+        if job < 0:
+            raise NumericalError(f"job {job} is below 0", "more")
+        if job > 100:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return job**2, os.getpid()
+
+
+def test_results_come_in_the_order_of_the_jobs_from_both_processes():
+    found = list(share(Square(), list(range(7)), TWO))
+    assert [value for value, _ in found] == [k**2 for k in range(7)]
+    pids = [pid for _, pid in found]
+    assert len(set(pids)) == 2 and os.getpid() not in pids
+    assert len(set(pids[::2])) == len(set(pids[1::2])) == 1  # job k on device k modulo 2
+
+
+def test_a_failure_of_a_job_is_raised_as_it_was():
+    results = share(Square(), [1, 2, -3, 4], TWO)
+    assert [next(results)[0] for _ in range(2)] == [1, 4]
+    with pytest.raises(NumericalError, match="job -3") as raised:
+        next(results)
+    assert raised.value.message == "job -3 is below 0" and raised.value.hint == "more" and raised.value.exit_code == 4
+
+
+def test_a_process_that_dies_is_named():
+    results = share(Square(), [1, 200, 3], TWO)
+    assert next(results)[0] == 1
+    with pytest.raises(DiffcliError, match=r"the process of cpu ended.*\(exit code -9\)"):
+        next(results)
+
+
+def test_an_iteration_that_ends_early_ends_the_processes():
+    results = share(Square(), list(range(50)), TWO)
+    _, pid = next(results)
+    results.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "rk45"])
+def test_two_devices_draw_the_samples_of_one(cli, tmp_path, sampler):
+    model = ("sample", "network=exact", "data=mixture", "batch_size=16", "n=41", f"sampler={sampler}")
+    for devices in (1, 2):
+        assert cli(*model, f"devices={devices}", f"out={devices}").code == 0
+    one, two = (np.load(tmp_path / str(k) / "samples.npy") for k in (1, 2))
+    assert len(one) == 41 and np.array_equal(one, two)
+
+
+def test_devices_are_refused_where_they_are_not_there_or_make_no_sense(cli):
+    model = ("sample", "network=exact", "data=mixture")
+    many = cli(*model, "devices=9999")
+    assert many.code == 2 and "this machine has" in many.err
+    watched = cli(*model, "devices=2", "trajectory=true")
+    assert watched.code == 2 and "trajectory=true" in watched.err
