@@ -6,8 +6,13 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.exact import Exact, GaussianMixture
+from diffcli.diffusion.loss.base import TrainingSet
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.sde import SDE
+
+LARGEST = 4096  # dimensions whose covariance is still decomposed: 128 MiB, half a minute
 
 
 class Prior(ABC):
@@ -79,3 +84,23 @@ def moments(items: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
         centred = part.double() - mean
         cov += centred.T @ centred
     return mean, cov / (n - 1)
+
+
+def mixture_moments(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of a mixture: `C = sum_k w_k (C_k + (m_k - m)(m_k - m)^T)`."""
+    mean = mixture.weights @ mixture.means
+    apart = mixture.means - mean
+    return mean, torch.einsum("k,kij->ij", mixture.weights, mixture.covs) + apart.T * mixture.weights @ apart
+
+
+def matched_prior(denoiser: Denoiser, data: TrainingSet) -> MatchedPrior:
+    """The prior with the moments of the model's own mixture, else of the data's, else of the training items.
+
+    Raises ValueError beyond `LARGEST` dimensions.
+    """
+    d = math.prod(data.shape)
+    require(d <= LARGEST, f"prior=moments decomposes a covariance of at most {LARGEST} dimensions, the data have {d}")
+    own = [m.mixture for m in denoiser.modules() if isinstance(m, Exact)]
+    known = own[0] if own else data.mixture
+    mean, cov = moments(data.items()) if known is None else mixture_moments(known)
+    return MatchedPrior(denoiser.sde, mean.cpu(), cov.cpu())

@@ -10,12 +10,20 @@ from diffcli.diffusion.loss.base import TrainingSet
 
 
 class LogLikelihood(NamedTuple):
-    """log_prob (B,) in nats, in model space; std_err (B,) of the divergence estimate; x1 at t_max; nfe (B,)."""
+    """What is known of items, each (B,) but x1; log-densities in nats, in model space.
+
+    log_prob: of the law at t_min.  std_err: of the divergence estimate, 0 where it is exact, nan where it has no error of its
+    own.  x1 (B, *S): where the item stands at t_max.  nfe: evaluations of the network.  solver_err: estimate of the
+    integrator's own error, nan where the solver gives none.  truncation: estimate of `log p_{t_min}(x0) - log p_0(x0)`, nan
+    where none is known.
+    """
 
     log_prob: Tensor
     std_err: Tensor
     x1: Tensor
     nfe: Tensor
+    solver_err: Tensor | float = float("nan")
+    truncation: Tensor | float = float("nan")
 
 
 class LogDensity(ABC):

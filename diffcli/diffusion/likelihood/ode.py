@@ -10,6 +10,9 @@ from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
 from diffcli.diffusion.likelihood.divergence import ExactDivergence, Hutchinson
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.ode import DormandPrince, FixedStep
+from diffcli.diffusion.prior import Prior, StandardPrior, matched_prior
+
+PRIORS = {"standard": lambda denoiser, data: StandardPrior(denoiser.sde), "moments": matched_prior}
 
 
 class Likelihood(LogDensity):
@@ -27,16 +30,28 @@ class Likelihood(LogDensity):
         solver: Literal["rk45", "rk4", "heun"] = "rk45",
         tol: float = 1e-5,
         steps: int = 32,
+        prior: Literal["standard", "moments"] = "standard",
     ):
+        require(prior in PRIORS, f"prior must be one of {', '.join(PRIORS)}, got {prior}")
         require(divergence in ("exact", "hutchinson"), f"divergence must be one of exact, hutchinson, got {divergence}")
         self.divergence = ExactDivergence() if divergence == "exact" else Hutchinson(probes)
         self.ode = DormandPrince(tol) if solver == "rk45" else FixedStep(solver, steps)
+        self.wish, self.prior = prior, None
+
+    def setup(self, denoiser, data):
+        self.prior = PRIORS[self.wish](denoiser, data)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, noise, **cond) -> LogLikelihood:
-        return log_likelihood(denoiser, x0, self.ode, self.divergence, noise.signs, **cond)
+        require(
+            self.prior is not None or self.wish == "standard", "prior=moments needs training items: call setup first"
+        )
+        prior = self.prior or StandardPrior(denoiser.sde)
+        return log_likelihood(denoiser, x0, self.ode, self.divergence, noise.signs, prior, **cond)
 
 
-def log_likelihood(denoiser: Denoiser, x0: Tensor, ode, divergence, signs, **cond) -> LogLikelihood:
+def log_likelihood(
+    denoiser: Denoiser, x0: Tensor, ode, divergence, signs, prior: Prior | None = None, **cond
+) -> LogLikelihood:
     """The log-density of x0 (B, *S), placed at t_min, under the probability-flow ODE; the integral is kept in float64."""
     sde, d = denoiser.sde, x0[0].numel()
     probes = divergence.probes(x0, signs)
@@ -61,4 +76,6 @@ def log_likelihood(denoiser: Denoiser, x0: Tensor, ode, divergence, signs, **con
         if columns > 1
         else torch.full_like(integral[:, 0], 0.0 if probes is None else float("nan"))
     )
-    return LogLikelihood(sde.prior_log_prob(x1) + integral.mean(1), std_err, x1, nfe)
+    unknown = torch.full_like(std_err, float("nan"))
+    ends = (prior or StandardPrior(sde)).log_prob(x1)
+    return LogLikelihood(ends + integral.mean(1), std_err, x1, nfe, unknown, unknown)
