@@ -62,8 +62,9 @@ def test_an_iteration_that_ends_early_ends_the_processes():
 def test_two_devices_draw_the_samples_of_one(cli, tmp_path, sampler):
     model = ("sample", "network=exact", "data=mixture", "batch_size=16", "n=41", f"sampler={sampler}")
     for devices in (1, 2):
-        assert cli(*model, f"devices={devices}", f"out={devices}").code == 0
-    one, two = (np.load(tmp_path / str(k) / "samples.npy") for k in (1, 2))
+        done = cli(*model, f"devices={devices}", f"out=d{devices}")
+        assert done.code == 0, done.err
+    one, two = (np.load(tmp_path / f"d{k}" / "samples.npy") for k in (1, 2))
     assert len(one) == 41 and np.array_equal(one, two)
 
 
