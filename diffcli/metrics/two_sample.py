@@ -41,7 +41,7 @@ def sliced_wasserstein(
     generator: of the directions; None takes those of seed 0.  Raises UsageError for shapes that differ or no items,
     NumericalError for a non-finite item (Bonneel et al. 2015).
     """
-    x, y = _checked(x, y, least=1)
+    x, y = checked(x, y, least=1)
     if projections < 1:
         raise UsageError(f"projections={projections} is below 1")
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -66,7 +66,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     bandwidth: in the units of x, of y's median distance if None.  Raises UsageError for shapes that differ, fewer than
     2 items or a bandwidth of 0, NumericalError for a non-finite item (Gretton et al. 2012, eq. 3).
     """
-    x, y = _checked(x, y, least=2)
+    x, y = checked(x, y, least=2)
     bandwidth = median_distance(y) if bandwidth is None else bandwidth
     if not bandwidth > 0:
         raise UsageError(f"a kernel needs a bandwidth above 0, not {bandwidth}")
@@ -116,7 +116,11 @@ def _kernel(rows: Tensor, y: Tensor) -> Tensor:
     return total
 
 
-def _checked(x: Tensor, y: Tensor, least: int) -> list[Tensor]:
+def checked(x: Tensor, y: Tensor, least: int) -> list[Tensor]:
+    """Give samples x and data y flat, `(n, d)` and `(m, d)` float64.
+
+    Raises UsageError for items of different shapes or fewer than `least`, NumericalError for a non-finite one.
+    """
     if x.shape[1:] != y.shape[1:]:
         raise UsageError(f"items of shape {tuple(x.shape[1:])} cannot be compared with {tuple(y.shape[1:])}")
     flat = []
