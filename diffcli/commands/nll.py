@@ -25,8 +25,9 @@ EXTREMES = 32  # most and least likely items in the picture, each
 def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device)
-    check_process(model)
     likelihood = build(model.config["likelihood"], "likelihood")
+    if likelihood.needs_process:
+        check_process(model, "likelihood=path, or ")
     items = model.data.split(cfg.split)
     n = min(cfg.n or len(items), len(items))
     check_shape(model, items[0][0].shape, "the data")

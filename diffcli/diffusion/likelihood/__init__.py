@@ -1,5 +1,9 @@
 from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
 from diffcli.diffusion.likelihood.divergence import ExactDivergence, Hutchinson
+from diffcli.diffusion.likelihood.energy import EnergyDensity
 from diffcli.diffusion.likelihood.ode import Likelihood, log_likelihood
+from diffcli.diffusion.likelihood.path_integral import PathIntegral
 
-__all__ = ["ExactDivergence", "Hutchinson", "Likelihood", "LogDensity", "LogLikelihood", "log_likelihood"]
+__all__ = [
+    "EnergyDensity", "ExactDivergence", "Hutchinson", "Likelihood", "LogDensity", "LogLikelihood", "PathIntegral", "log_likelihood",
+]  # fmt: skip
