@@ -16,6 +16,10 @@ LEVEL = (
     0.005  # of a test; two ways lead to the verdict, so held-out draws are called memorised once in 100 times at most
 )
 
+Shown = tuple[
+    Tensor, Tensor, Tensor, Tensor
+]  # samples (c, *S), distances (c, 3), indices (c, 3), the samples' numbers (c,)
+
 
 @dataclass
 class Memorisation:
@@ -60,7 +64,7 @@ class MemorisationCheck:
     training, held_out: data sets or tensors `(N, *S)`, in the units of the samples; held_out None where there are none.
     embed: a batch to the space where distances are taken, for items and samples alike (pixels as they are if None).
     At most MOST samples and held-out items are looked at, the first; three distances of each are all that is kept, with
-    the samples themselves for `closest`.  Raises UsageError for fewer than 3 training items.
+    the samples themselves of those that are shown.  Raises UsageError for fewer than 3 training items.
     Meehan et al. 2020, arXiv:2004.05675 (the test of distances); Yoon et al. 2023 (the ratio of a third).
     """
 
@@ -76,47 +80,61 @@ class MemorisationCheck:
             items = held_out[:m] if isinstance(held_out, Tensor) else held_out.__getitems__(range(m))[0]
             self.other = Nearest(items, 1, embed)
             self.held_out = self._pieces(self.search, items)[0]
-        self._distances: list[Tensor] = []
-        self._indices: list[Tensor] = []
+        self._found: list[tuple[Tensor, Tensor]] = []
         self._to_others: list[tuple[Tensor, Tensor]] = []
-        self._first: list[Tensor] = []
-        self._closest: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._first: Shown | None = None
+        self._closest: Shown | None = None
         self.n = 0
 
     def _pieces(self, search: Nearest, x: Tensor) -> tuple[Tensor, Tensor]:
-        return search(x if self.embed is None else self.embed(x))
+        distances, indices = search(x if self.embed is None else self.embed(x))
+        return distances.cpu(), indices.cpu()
 
     def add(self, samples: Tensor) -> None:
         """Look at samples `(B, *S)` as well; those beyond the first MOST are passed over."""
         samples = samples[: self.most - self.n]
         if len(samples) == 0:
             return
-        distances, indices = (a.cpu() for a in self._pieces(self.search, samples))
-        self._distances.append(distances)
-        self._indices.append(indices)
+        distances, indices = self._pieces(self.search, samples)
+        self._found.append((distances, indices))
         if self.other is not None:
             d, i = self._pieces(self.other, samples)
-            self._to_others.append((d[:, 0].cpu(), i[:, 0].cpu()))
-        numbers = torch.arange(self.n, self.n + len(samples))
-        rows = (samples.cpu(), distances, indices, numbers)
-        if self._closest is not None:
-            rows = tuple(torch.cat(pair) for pair in zip(self._closest, rows, strict=True))
-        order = rows[1][:, 0].argsort(stable=True)[: self.shown]
-        self._closest = tuple(a[order] for a in rows)
+            self._to_others.append((d[:, 0], i[:, 0]))
+        rows = (samples.cpu(), distances, indices, torch.arange(self.n, self.n + len(samples)))
+        first, every = (_join(before, rows) for before in (self._first, self._closest))
+        order = every[1][:, 0].argsort(stable=True)[: self.shown]
+        self._first = tuple(a[: self.shown].clone() for a in first)
+        self._closest = tuple(a[order] for a in every)
         self.n += len(samples)
 
-    def closest(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The samples nearest to a training item `(c, *S)`, with the distances to their 3 nearest `(c, 3)`, the indices of
-        these, and the samples' own numbers `(c,)`; nearest first."""
+    def closest(self) -> Shown:
+        """The samples nearest to a training item, nearest first."""
         self._at_least_one()
         return self._closest
+
+    def first(self) -> Shown:
+        """The first samples."""
+        self._at_least_one()
+        return self._first
+
+    @property
+    def distances(self) -> Tensor:
+        """Of each sample to its 3 nearest training items, `(n, 3)`."""
+        self._at_least_one()
+        return torch.cat([d for d, _ in self._found])
+
+    def training_items(self, indices) -> Tensor:
+        """The training items of these indices, in their own units."""
+        items = self.search.items
+        indices = torch.as_tensor(indices, dtype=torch.int64)
+        return items[indices] if isinstance(items, Tensor) else items.__getitems__(indices)[0]
 
     def result(self, quantile: float = 0.05) -> Memorisation:
         """Judge what was added.  Raises UsageError for no sample, and for a quantile outside (0, 1)."""
         self._at_least_one()
         if not 0 < quantile < 1:
             raise UsageError(f"the quantile must lie between 0 and 1, not at {quantile}")
-        distances, indices = torch.cat(self._distances), torch.cat(self._indices)
+        distances, indices = self.distances, torch.cat([i for _, i in self._found])
         nearest, copies = distances[:, 0], _copies(distances)
         found = Memorisation(
             n=self.n,
@@ -130,9 +148,9 @@ class MemorisationCheck:
         )
         if self.held_out is None:
             return found
-        held_out = self.held_out[:, 0].cpu()
+        held_out = self.held_out[:, 0]
         found.held_out, found.distance_held_out = len(held_out), held_out.median().item()
-        found.copies_held_out = _copies(self.held_out.cpu())
+        found.copies_held_out = _copies(self.held_out)
         found.copies_p = _more(found.copies, self.n, found.copies_held_out, len(held_out))
         found.closer = (nearest < held_out.quantile(quantile)).double().mean().item()
         share = quantile * (1 - quantile)
@@ -164,6 +182,10 @@ class MemorisationCheck:
     def _at_least_one(self) -> None:
         if self.n == 0:
             raise UsageError("there are no samples whose neighbours could be looked at")
+
+
+def _join(before: Shown | None, rows: Shown) -> Shown:
+    return rows if before is None else tuple(torch.cat(pair) for pair in zip(before, rows, strict=True))
 
 
 def _copies(distances: Tensor) -> float:
