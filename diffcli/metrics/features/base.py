@@ -15,12 +15,13 @@ class FeatureNetwork(nn.Module, ABC):
     """Items in source units -> features, and logits of classes where it has any.
 
     name: what figures are labelled by.  dim: of the features, and classes: of the logits (0 where there are none), both
-    known after `setup`.
+    known after `setup`, before which it can read nothing.
     """
 
     name: str
     dim: int | None = None
     classes: int | None = None
+    ready: bool = False  # loaded
 
     @property
     def distance_name(self) -> str:
@@ -28,11 +29,15 @@ class FeatureNetwork(nn.Module, ABC):
         return f"Frechet distance ({self.name})"
 
     @final
-    def setup(self, shape: Sequence[int], levels: int | None) -> None:
-        """Read one blank item of shape S, so that dim and classes are known.
+    def setup(self, shape: Sequence[int], levels: int | None, device: torch.device | str = "cpu") -> None:
+        """Load it, move it to a device and read one blank item of shape S, so that dim and classes are known.
 
         Raises UsageError with a sentence where items of that shape do not fit, or a file or a library is missing.
         """
+        if not self.ready:
+            self.load()
+            self.ready = True
+        self.to(device)
         features, logits = self.read(torch.zeros(1, *shape), levels)
         self.dim, self.classes = features.shape[1], 0 if logits is None else logits.shape[1]
 
@@ -45,7 +50,8 @@ class FeatureNetwork(nn.Module, ABC):
         Raises NumericalError for an item that is not finite and for features that are not, UsageError for one outside its
         levels and for a shape that does not fit.
         """
-        x = torch.as_tensor(x).float()
+        x = torch.as_tensor(x)
+        x = x if x.is_floating_point() else x.float()
         check_items(x, levels)
         # without tf32, whose ten bits would make the features depend on the device
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
@@ -78,9 +84,12 @@ class FeatureNetwork(nn.Module, ABC):
         """A hex hash of its kind, settings and weights: two that agree give the same features."""
         return digest(type(self).__qualname__, repr(self.settings()), self.state_dict())
 
+    def load(self) -> None:
+        """Read its files; a constructor only checks its arguments, so that one can be built where they are missing."""
+
     @abstractmethod
     def compute(self, x: Tensor, levels: int | None) -> tuple[Tensor, Tensor | None]:
-        """Features (B, D) and logits (B, C) or None of checked items x (B, *S) float32 in source units, on its device."""
+        """Features (B, D) and logits (B, C) or None of checked items x (B, *S) floating in source units, on its device."""
 
     @abstractmethod
     def preprocessing(self) -> dict[str, str]:

@@ -120,7 +120,9 @@ class Collector:
         self._waiting.append(x)
         while sum(map(len, self._waiting)) >= BLOCK:
             waiting = torch.cat(self._waiting)
-            self._waiting = [waiting[BLOCK:]] if len(waiting) > BLOCK else []
+            self._waiting = (
+                [waiting[BLOCK:].clone()] if len(waiting) > BLOCK else []
+            )  # a view would hold the whole batch
             self._read(waiting[:BLOCK])
 
     def finish(self) -> Statistics:

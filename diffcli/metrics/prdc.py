@@ -1,0 +1,82 @@
+"""Fidelity and variety apart: precision, recall, density and coverage, by balls around the features of each set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffcli.errors import UsageError
+from diffcli.metrics.kid import checked
+
+BLOCK = 2**22  # distances held at once, 32 MB
+
+
+@dataclass(frozen=True)
+class Prdc:
+    """precision, recall and coverage in [0, 1], density from 0 (its mean is 1 for two sets of one law)."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def prdc(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> Prdc:
+    """With B_k(x) the ball around x through its k-th nearest other item of the same set, for real (N, D) and fake (M, D):
+
+    `precision = mean_fake [in some B_k(real)]`, `recall = mean_real [in some B_k(fake)]` (Kynkäänniemi et al. 2019,
+    arXiv:1904.06991, k = 3); `density = Σ_fake #{B_k(real) around it} / (k M)`, `coverage = mean_real [B_k(real) holds a fake]`
+    (Naeem et al. 2020, arXiv:2002.09797, k = 5: k_density).  A ball holds its rim.
+
+    float64, in blocks: memory of BLOCK distances.  Raises UsageError unless both sets have more than k items, NumericalError
+    for features that are not finite.
+    """
+    if min(k, k_density) < 1:
+        raise UsageError(f"neighbours={min(k, k_density)} is below 1")
+    real, fake = checked(real, fake, least=max(k, k_density) + 1)
+    centre = real.mean(0)  # the expansion of the square then cancels least
+    real, fake = real - centre, fake - centre
+    ball, ball_density = radii(real, k, k_density)
+    (ball_fake,) = radii(fake, k)
+    inside = torch.zeros(len(fake), dtype=torch.bool)
+    around = torch.zeros(len(fake), dtype=torch.int64)
+    recalled, covered = [], []
+    for at, rows in _blocks(real, len(fake)):
+        d2 = squares(rows, fake)
+        inside |= (d2 <= ball[at, None]).any(0)
+        within = d2 <= ball_density[at, None]
+        around += within.sum(0)
+        covered.append(within.any(1))
+        recalled.append((d2 <= ball_fake).any(1))
+    return Prdc(
+        precision=inside.double().mean().item(),
+        recall=torch.cat(recalled).double().mean().item(),
+        density=around.double().mean().item() / k_density,
+        coverage=torch.cat(covered).double().mean().item(),
+    )
+
+
+def radii(x: Tensor, *ks: int) -> list[Tensor]:
+    """The squared distance of each item of x (N, D) to its k-th nearest other one, (N,) for each k."""
+    found: list[list[Tensor]] = [[] for _ in ks]
+    for at, rows in _blocks(x, len(x)):
+        d2 = squares(rows, x)
+        d2[torch.arange(len(rows)), torch.arange(len(x))[at]] = torch.inf  # not to itself
+        nearest = d2.topk(max(ks), dim=1, largest=False).values
+        for parts, k in zip(found, ks, strict=True):
+            parts.append(nearest[:, k - 1])
+    return [torch.cat(parts) for parts in found]
+
+
+def squares(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances (n, m); what is round-off beside the norms is 0, so that copies are at 0."""
+    norms = x.square().sum(1)[:, None] + y.square().sum(1)
+    d2 = torch.addmm(norms, x, y.T, alpha=-2)
+    return d2.masked_fill_(d2 < 1e-13 * norms, 0)
+
+
+def _blocks(x: Tensor, columns: int):
+    size = max(1, BLOCK // columns)
+    for begin in range(0, len(x), size):
+        at = slice(begin, min(begin + size, len(x)))
+        yield at, x[at]
