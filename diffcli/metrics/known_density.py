@@ -54,9 +54,10 @@ def _estimate(x: Tensor, log_prob: Callable[[Tensor], Tensor], k: int) -> tuple[
         raise UsageError(f"the density of {len(x)} samples cannot be estimated; at least {GROUPS * (k + 2)} are needed")
     log_p = _finite(log_prob(x), "log p").to(x.device)
     x = x.reshape(len(x), -1).double()
+    kl = (log_density(x, k) - log_p).mean().item()
     parts = [(log_density(x[i::GROUPS], k) - log_p[i::GROUPS]).mean() for i in range(GROUPS)]
     std_err = torch.stack(parts).std().item() / math.sqrt(GROUPS)
-    return (log_density(x, k) - log_p).mean().item(), std_err
+    return kl, std_err
 
 
 def log_density(x: Tensor, k: int = NEIGHBOUR) -> Tensor:
