@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import pickle
 import zipfile
@@ -12,6 +13,8 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from diffcli.data.base import Data
+from diffcli.diffusion.classifier import Classifier
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import CheckpointError, UsageError
@@ -21,15 +24,34 @@ PARTS = ("diffcli.data.", "diffcli.diffusion.", "diffcli.networks.")  # the modu
 DEPTH, SIZE = 20, 100_000  # of such a config; a forged one can contain itself
 
 
+# what a checkpoint's config can hold a model as, and what that is called
+MODELS = {"denoiser": "a model of scores", "classifier": "a classifier (task=classifier)"}
+USES = {
+    "denoiser": "ckpt= of sample, nll, evaluate, …; diffcli train task=classifier makes a classifier",
+    "classifier": "features=classifier features.ckpt=PATH of evaluate; diffcli train makes a model of scores",
+}
+
+
 def newest(root: str | Path = "outputs") -> Path:
-    """last.ckpt of the newest training run under root.  Raises UsageError if there is none."""
-    found = sorted(Path(root).glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime)
-    if not found:
+    """last.ckpt of the newest training run under root that is no classifier's.  Raises UsageError if there is none."""
+    found = sorted(Path(root).glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True)
+    score = next((path for path in found if not _is_classifiers(path)), None)
+    if score is None:
+        what = "training run" if not found else "training run of a score, only classifiers,"
         raise UsageError(
-            f"no training run under {root}/, and no ckpt given",
+            f"no {what} under {root}/, and no ckpt given",
             "diffcli train, or ckpt=PATH, or network=exact data=mixture",
         )
-    return found[-1]
+    return score
+
+
+def _is_classifiers(path: Path) -> bool:
+    """Whether the record of the run that a checkpoint lies in is a classifier's; one that cannot be read is not."""
+    try:
+        config = json.loads((path.parent.parent / "run.json").read_text())["config"]
+        return "classifier" in config
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def write(content: dict, path: str | Path) -> None:
@@ -47,9 +69,10 @@ def write(content: dict, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path, part: str | None = "denoiser") -> dict:
     """The contents of a checkpoint, checked: whole (CRC), plain data, dense finite tensors, this program's keys.
 
+    part: the one of MODELS that it must hold; None for any.
     Raises UsageError if there is no such file, CheckpointError (one sentence) for anything else that is wrong with it.
     """
     path = Path(path)
@@ -76,8 +99,11 @@ def read(path: str | Path) -> dict:
     if type(content["format"]) is not int or content["format"] != FORMAT:
         raise CheckpointError(f"{path} has another format, this version of diffcli reads {FORMAT}")
     config, shape = content["config"], content["shape"]
-    if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in ("denoiser", "data")):
+    held = [name for name in MODELS if isinstance(config, dict) and isinstance(config.get(name), dict)]
+    if len(held) != 1 or not isinstance(config.get("data"), dict):
         raise CheckpointError(f"{path} has no model and data in its config")
+    if part not in (None, *held):
+        raise CheckpointError(f"{path} is {MODELS[held[0]]}, not {MODELS[part]}", USES[held[0]])
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         raise CheckpointError(f"{path} has no shape of items")
     for group in ("state_dict", "ema"):
@@ -162,33 +188,59 @@ def _check_target(target, bases: tuple[type, ...], trust: str | None, path: str)
 
 def build_denoiser(node: dict, trust: str | None = None) -> Denoiser:
     """The denoiser that a node of a checkpoint describes, with fresh weights.  Raises CheckpointError."""
-    check_node(node, (nn.Module,), trust, "denoiser")
-    try:
-        denoiser = instantiate(node, _convert_="all")
-    except Exception as error:
-        cause = error.__cause__ or error
-        what = next(iter(str(cause).splitlines()), type(cause).__name__)
-        raise CheckpointError(f"the checkpoint's model cannot be built: {what}") from error
+    denoiser = _built(node, (nn.Module,), trust, "denoiser", "model")
     if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.sde, SDE):
         raise CheckpointError(f"the checkpoint is refused: its {node['_target_']} is no model with an SDE")
     return denoiser
 
 
-def load_weights(denoiser: nn.Module, content: dict, weights: str, path: Path) -> None:
-    """Put the raw or averaged weights of a checkpoint into the denoiser; every key and shape must agree.
+def build_classifier(content: dict, trust: str | None = None) -> Classifier:
+    """The classifier that the contents of a checkpoint describe, with fresh weights, its data node and transform.
+
+    Raises CheckpointError.
+    """
+    config = content["config"]
+    classifier = _built(config["classifier"], (nn.Module,), trust, "classifier", "classifier")
+    if not isinstance(classifier, Classifier) or list(classifier.shape) != content["shape"]:
+        raise CheckpointError(
+            f"the checkpoint is refused: its {config['classifier']['_target_']} is no classifier of its data"
+        )
+    if classifier.sde is not None and not isinstance(classifier.sde, SDE):
+        raise CheckpointError("the checkpoint is refused: its classifier's sde is no SDE")
+    classifier.data = config["data"]
+    classifier.transform = _built(config["data"], (Data,), trust, "data", "data set").transform
+    return classifier
+
+
+def _built(node: dict, bases: tuple[type, ...], trust: str | None, where: str, what: str):
+    check_node(node, bases, trust, where)
+    try:
+        return instantiate(node, _convert_="all")
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise CheckpointError(f"the checkpoint's {what} cannot be built: {reason}") from error
+
+
+def load_weights(model: nn.Module, content: dict, weights: str, path: Path, part: str = "denoiser") -> None:
+    """Put the raw or averaged weights of a checkpoint into the denoiser, or the classifier; every key and shape must agree.
 
     Raises CheckpointError naming the first difference.
     """
-    state = {k.removeprefix("denoiser."): v for k, v in content["state_dict"].items() if k.startswith("denoiser.")}
-    if weights == "ema":
-        state |= {k.removeprefix("denoiser."): v for k, v in content["ema"].items() if k.startswith("denoiser.")}
-    own = denoiser.state_dict()
+    groups = ("state_dict", "ema") if weights == "ema" else ("state_dict",)
+    state = {
+        name.removeprefix(f"{part}."): value
+        for group in groups
+        for name, value in content[group].items()
+        if name.startswith(f"{part}.")
+    }
+    own = model.state_dict()
     odd = sorted(own.keys() ^ state.keys()) or [k for k in own if _form(own[k]) != _form(state[k])]
     if odd:
         k = odd[0]
         what = "is unknown" if k not in own else f"has {_form(state[k])}" if k in state else "is missing"
         raise CheckpointError(f"{path} does not fit its own config: {k} {what} ({len(odd)} differences in all)")
-    denoiser.load_state_dict(state)
+    model.load_state_dict(state)
 
 
 def _form(value: torch.Tensor) -> str:
@@ -201,3 +253,11 @@ def load_denoiser(path: str | Path, weights: str = "ema", trust: str | None = No
     denoiser = build_denoiser(content["config"]["denoiser"], trust)
     load_weights(denoiser, content, weights, Path(path))
     return denoiser.eval().requires_grad_(False)
+
+
+def load_classifier(path: str | Path, weights: str = "ema", trust: str | None = None) -> Classifier:
+    """The trained classifier of a checkpoint, ready to be asked; `transform.encode` takes source units to what it reads."""
+    content = read(path, "classifier")
+    classifier = build_classifier(content, trust)
+    load_weights(classifier, content, weights, Path(path), "classifier")
+    return classifier.eval().requires_grad_(False)

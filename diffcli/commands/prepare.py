@@ -7,6 +7,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffcli.commands.build import build, check
+from diffcli.commands.classify import (
+    ClassifierParts,
+    build_classifier,
+    check_labels,
+    check_task,
+    drop_unused,
+    fill_in,
+    is_classifier,
+)
 from diffcli.commands.common import check_walk, chosen, pick_device, typed
 from diffcli.commands.fit import check_fit
 from diffcli.commands.run_folder import say
@@ -22,7 +31,7 @@ from diffcli.randomness import key
 
 GROUPS = {
     "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
-    "sampler", "grid", "denoiser", "sweep", "experiment",
+    "sampler", "grid", "denoiser", "sweep", "experiment", "task",
 }  # fmt: skip
 
 
@@ -38,6 +47,11 @@ class Parts:
     sampler: object
     grid: object
 
+    @property
+    def model(self) -> Denoiser:
+        """What is trained."""
+        return self.denoiser
+
 
 def prepare(cfg) -> None:
     """Fill in what depends on other parts: the data's shape in the network, and device names in the trainer."""
@@ -50,6 +64,8 @@ def prepare(cfg) -> None:
     if cfg.trainer.accelerator == "gpu":
         pick_device("cuda")
     _check_devices(cfg.trainer)
+    if is_classifier(cfg):
+        check_task(cfg)
     if typed("network=exact"):
         raise UsageError(
             "network=exact is known already and is not trained", "diffcli sample network=exact data=mixture"
@@ -57,6 +73,8 @@ def prepare(cfg) -> None:
     data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
     for split in ("train", "val"):
         data.split(split)  # a missing file is found before anything is made
+    if is_classifier(cfg):
+        return _prepare_classifier(cfg, data)
     check_clock(cfg)
     measure(cfg, data)
     _match_outputs(cfg)
@@ -75,6 +93,16 @@ def prepare(cfg) -> None:
         if cfg.network.n not in (None, n):
             raise UsageError(f"network.n={cfg.network.n} is not the number of training items, {n}", "leave it out")
         cfg.network.n = n
+
+
+def _prepare_classifier(cfg, data: Data) -> None:
+    check_labels(data)
+    if cfg.task.noise:
+        check_clock(cfg)
+    with open_dict(cfg):
+        drop_unused(cfg)
+        measure(cfg, data)
+        fill_in(cfg, data)
 
 
 def check_clock(cfg) -> None:
@@ -137,8 +165,10 @@ def _check_devices(trainer) -> None:
         raise UsageError(f"trainer.devices={wanted}: this machine has {there} {kind}", f"trainer.devices={there}")
 
 
-def build_parts(config: dict) -> Parts:
+def build_parts(config: dict) -> Parts | ClassifierParts:
     """Build every part of a plain config.  Raises UsageError for the first that does not fit."""
+    if is_classifier(config):
+        return build_classifier(config)
     data, loss, optim = (build(config[name], name) for name in ("data", "loss", "optim"))
     sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
     check(config["trainer"], "trainer")

@@ -7,7 +7,7 @@ from diffcli import checkpoint
 from diffcli.commands.run_folder import choose, say
 from diffcli.errors import UsageError
 
-MODEL = ("denoiser", "data")  # what a resumed run may not change
+MODEL = ("denoiser", "classifier", "data")  # what a resumed run may not change
 FREE = (
     "out",
     "overwrite",
@@ -25,7 +25,7 @@ FREE = (
 
 def resume_from(config: dict) -> tuple[Path, Path | None, bool]:
     """The run's folder, the checkpoint to go on from, and whether that one has reached the last step."""
-    wish = config["resume"]
+    wish, part = config["resume"], next(name for name in checkpoint.MODELS if name in config)
     if wish == "never":
         return choose("train", config), None, False
     if wish == "auto":
@@ -39,10 +39,10 @@ def resume_from(config: dict) -> tuple[Path, Path | None, bool]:
             return choose("train", config | {"overwrite": config["overwrite"] or _is_training(path)}), None, False
     else:
         found = Path(wish).expanduser()
-        checkpoint.read(found)
+        checkpoint.read(found, part)
         home = found.parent.parent if found.parent.name == "checkpoints" else None
         path = Path(config["out"]).expanduser() if config["out"] else home or choose("train", config)
-    content = checkpoint.read(found)
+    content = checkpoint.read(found, part)
     _check_same(content["config"], config, found)
     say(f"resuming from {found} (step {content['global_step']})")
     return path, found, content["global_step"] >= config["trainer"]["max_steps"]
@@ -59,7 +59,7 @@ def _newest_whole(folder: Path) -> Path | None:
         if path.name == "best.ckpt":
             continue
         try:
-            checkpoint.read(path)
+            checkpoint.read(path, None)
         except checkpoint.CheckpointError as error:
             say(f"skipped: {error.message}")
             continue
@@ -70,7 +70,7 @@ def _newest_whole(folder: Path) -> Path | None:
 def _check_same(old: dict, new: dict, path: Path) -> None:
     """Refuse to go on with another model or data; other differences must be named in resume_allow, and then apply."""
     for part in MODEL:
-        if old[part] != new[part]:
+        if old.get(part) != new.get(part):
             where = next(_differences(old[part], new[part], part))
             raise UsageError(
                 f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume"

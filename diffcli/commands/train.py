@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from diffcli import checkpoint
 from diffcli.commands.build import build
+from diffcli.commands.classify import ClassifierParts
 from diffcli.commands.common import chosen, plain, recorded
 from diffcli.commands.fit import fit_at_once
 from diffcli.commands.model import parameters
@@ -35,12 +36,12 @@ def run(cfg) -> int:
     if done:
         say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on")
         return 0
-    fitted = isinstance(parts.denoiser, Fitted)
+    fitted = isinstance(parts.model, Fitted)
     if config["dry_run"] and fitted:
         say(f"would fit network={chosen('network')} to {len(parts.data.split('train')):,} items in {path}")
         return 0
     if config["dry_run"]:
-        say(f"would train {parameters(parts.denoiser):,} parameters for {steps} steps in {path}")
+        say(f"would train {parameters(parts.model):,} parameters for {steps} steps in {path}")
         return 0
     trainer = None if fitted else build_trainer(config, path)
     logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] and not fitted else None
@@ -52,10 +53,11 @@ def run(cfg) -> int:
         return fit(parts, trainer, path, resume, folder, logger)
 
 
-def _warn(parts: Parts) -> None:
+def _warn(parts: Parts | ClassifierParts) -> None:
     """Say on stderr where the path is too noisy at its start, or not enough at its end, for these data."""
-    if parts.denoiser.sde.is_process and parts.denoiser.posterior_mean:
-        for sentence in warnings(parts.denoiser.sde, sample_of(parts.data, WARNED_ON)):
+    sde = parts.model.sde
+    if sde is not None and sde.is_process and getattr(parts.model, "posterior_mean", True):
+        for sentence in warnings(sde, sample_of(parts.data, WARNED_ON)):
             print(f"warning: {sentence}", file=sys.stderr)
 
 
@@ -84,11 +86,19 @@ def build_trainer(config: dict, path: Path):
         raise UsageError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
-def fit(parts: Parts, trainer, path: Path, resume: Path | None, folder: RunFolder | None = None, logger=None) -> int:
+def fit(
+    parts: Parts | ClassifierParts,
+    trainer,
+    path: Path,
+    resume: Path | None,
+    folder: RunFolder | None = None,
+    logger=None,
+) -> int:
     """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
     from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
+    from diffcli.training.classification import Classification
     from diffcli.training.ema import EMA
-    from diffcli.training.loggers import MetricsCSV
+    from diffcli.training.loggers import CLASSIFIED, COLUMNS, MetricsCSV
     from diffcli.training.module import Training
     from diffcli.training.preview import Preview
     from diffcli.training.progress import Progress
@@ -97,9 +107,10 @@ def fit(parts: Parts, trainer, path: Path, resume: Path | None, folder: RunFolde
     config = parts.config
     max_steps, samples = config["trainer"]["max_steps"], config["batch_size"] * trainer.world_size
     if config["compile"]:
-        parts.denoiser.network.compile()
-    module = Training(
-        parts.denoiser,
+        parts.model.network.compile()
+    classifies = isinstance(parts, ClassifierParts)
+    module = (Classification if classifies else Training)(
+        parts.model,
         parts.loss,
         parts.data,
         parts.optim,
@@ -111,23 +122,27 @@ def fit(parts: Parts, trainer, path: Path, resume: Path | None, folder: RunFolde
         meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
     )
     ema = EMA(config["ema"]["decay"])
-    preview = Preview(path, ema, parts.data, parts.sampler, parts.grid, config["seed"], **config["preview"])
+    progress = [Progress(samples, max_steps)]
+    if not classifies:
+        seen = parts.data, parts.sampler, parts.grid, config["seed"]
+        progress.append(Preview(path, ema, *seen, **config["preview"]))
     checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
     stop = GracefulStop(checkpoints)
-    trainer.callbacks += [ema, Progress(samples, max_steps), preview, checkpoints, stop]
+    trainer.callbacks += [ema, *progress, checkpoints, stop]
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if folder is not None:
-        at = checkpoint.read(resume)["global_step"] if resume else None
-        trainer.loggers = [MetricsCSV(path / "metrics.csv", at), *([logger] if logger else [])]
+        at = checkpoint.read(resume, None)["global_step"] if resume else None
+        columns = CLASSIFIED if classifies else COLUMNS
+        trainer.loggers = [MetricsCSV(path / "metrics.csv", at, columns), *([logger] if logger else [])]
         if logger is not None:
             logger.log_hyperparams(config)
         items = len(parts.data.split("train"))
-        say(f"training {parameters(parts.denoiser):,} parameters on {items:,} items, in {path}")
+        say(f"training {parameters(parts.model):,} parameters on {items:,} items, in {path}")
     begun = time.process_time()
     with _as_worker_sees(path, resume):
         trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
     if folder is not None:
-        _finish(folder, trainer, module, checkpoints, stop, samples, time.process_time() - begun)
+        _finish(folder, trainer, module, ema, checkpoints, stop, samples, time.process_time() - begun)
     return stop.exit_code
 
 
@@ -161,7 +176,7 @@ def _as_worker_sees(path: Path, resume: Path | None):
                 os.environ[name] = value
 
 
-def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int, cpu_seconds: float) -> None:
+def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, samples: int, cpu_seconds: float) -> None:
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
     seen = module.batches * samples
     results = {
@@ -171,12 +186,16 @@ def _finish(folder: RunFolder, trainer, module, checkpoints, stop, samples: int,
         "best_val_loss": checkpoints.best if checkpoints.best < float("inf") else None,
         "samples_per_second": metrics.get("samples_per_second"),
         "cpu_seconds": round(cpu_seconds, 1),
-        "parameters": parameters(module.denoiser),
+        "parameters": parameters(module.model),
     }
+    if not stop.exit_code:
+        results |= module.results(lambda: ema.applied(module))
     status = "stopped" if stop.exit_code else "finished"
     folder.write(status, steps=trainer.global_step, nfe=seen, results=results)
     val = f", val_loss {metrics['val_loss']:.4f}" if "val_loss" in metrics else ""
     say(f"{status} at step {trainer.global_step}, {folder.record['seconds']:.0f} s{val}")
+    for line in module.told(results):
+        say(line)
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "denoised.png"):
         if (folder.path / name).exists():
             say(f"  {folder.path / name}")

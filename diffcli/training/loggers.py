@@ -12,20 +12,21 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from diffcli.errors import UsageError
 
 COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "samples_per_second")
+CLASSIFIED = (*COLUMNS[:3], "val_accuracy", *COLUMNS[3:])  # of a classifier
 
 
 class MetricsCSV(Logger):
     """metrics.csv with one row a log event; a resumed run drops the rows behind its step and goes on."""
 
-    def __init__(self, path: Path, resumed_at: int | None = None):
+    def __init__(self, path: Path, resumed_at: int | None = None, columns: tuple[str, ...] = COLUMNS):
         super().__init__()
-        self.path = Path(path)
+        self.path, self.columns = Path(path), columns
         rows = []
         if resumed_at is not None and self.path.exists():
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and _is_before(row, resumed_at)]
         with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
@@ -36,10 +37,10 @@ class MetricsCSV(Logger):
         """The config is in run.json."""
 
     def log_metrics(self, metrics, step=None) -> None:
-        row = {k: v for k, v in metrics.items() if k in COLUMNS}
+        row = {k: v for k, v in metrics.items() if k in self.columns}
         if row:
             with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, COLUMNS).writerow({"step": step} | row)
+                csv.DictWriter(file, self.columns).writerow({"step": step} | row)
 
 
 def _is_before(row: dict[str, str], step: int) -> bool:

@@ -1,8 +1,10 @@
-"""The Lightning module: one training step, assembled from a denoiser and a loss."""
+"""The Lightning modules: what every training step shares, and that of a denoiser and a loss."""
+
+from abc import abstractmethod
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffcli.data.base import Data
 from diffcli.diffusion.denoiser import Denoiser
@@ -15,16 +17,16 @@ from diffcli.training.optim import Optim
 VAL_ITEMS = 1024  # of the val split, each at one time and one noise that never change
 
 
-class Training(L.LightningModule):
-    """Minimises the mean of `loss` over items, divided by the number of dimensions.
+class Steps(L.LightningModule):
+    """The data, the optimiser and the checkpoints of a training; a subclass has the model, the loss and the two steps.
 
     All randomness of a step is a function of (seed, batch, rank, purpose); `meta` goes into every checkpoint.
     """
 
+    loss: nn.Module
+
     def __init__(
         self,
-        denoiser: Denoiser,
-        loss: Loss,
         data: Data,
         optim: Optim,
         max_steps: int,
@@ -35,7 +37,6 @@ class Training(L.LightningModule):
         meta: dict | None = None,
     ):
         super().__init__()
-        self.denoiser, self.loss = denoiser, loss
         self.data, self.optim, self.max_steps = data, optim, max_steps
         self.batch_size, self.seed, self.workers, self.meta = batch_size, seed, workers, meta or {}
         self.dequantize = dequantize and data.transform.levels is not None
@@ -55,28 +56,46 @@ class Training(L.LightningModule):
     def val_dataloader(self):
         return val_loader(self.data.split("val"), self.batch_size, VAL_ITEMS)
 
-    def _losses(self, x: Tensor, draw: Draw) -> Tensor:
+    @abstractmethod
+    def losses(self, batch: tuple[Tensor, Tensor], draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each item (B,), and further figures of each by the names they have in metrics.csv."""
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """What is trained, without the loss."""
+
+    def results(self, average) -> dict:
+        """What a finished training has to say of its model, for run.json; `average()` puts the averaged weights in place."""
+        return {}
+
+    def told(self, results: dict) -> list[str]:
+        """The same as lines on screen."""
+        return []
+
+    def encoded(self, x: Tensor, draw: Draw) -> Tensor:
+        """Items in model space and in the dtype of the weights."""
         u = draw.uniform("dequantize", x.shape) if self.dequantize else None
-        x0 = self.data.transform.encode(x, u).to(next(self.denoiser.parameters()).dtype)
-        return self.loss(self.denoiser, x0, draw) / x0[0].numel()
+        return self.data.transform.encode(x, u).to(next(self.parameters()).dtype)
 
     def training_step(self, batch, _) -> Tensor:
         draw = Draw(self.seed, self.batches, self.global_rank, self.device)
         torch.manual_seed(
             key(self.seed, self.batches, self.global_rank, "dropout") % 2**63
         )  # networks draw from the global one
-        loss = self._losses(batch[0], draw).mean()
+        loss = self.losses(batch, draw)[0].mean()
         self.batches += 1
         self.log("loss", loss)
         return loss
 
     def validation_step(self, batch, index: int) -> None:
-        losses = self._losses(batch[0], Draw(self.seed, f"val {index}", 0, self.device))
-        self.log("val_loss", losses.mean(), batch_size=len(losses), sync_dist=True)
+        losses, more = self.losses(batch, Draw(self.seed, f"val {index}", 0, self.device))
+        for name, value in {"val_loss": losses, **{f"val_{k}": v for k, v in more.items()}}.items():
+            self.log(name, value.mean(), batch_size=len(losses), sync_dist=True)
 
     def configure_optimizers(self):
-        weights = [*self.denoiser.parameters(), *self.loss.parameters()]
-        return self.optim.build([p for p in weights if p.requires_grad], fused=self.trainer.precision != "16-mixed")
+        weights = [p for p in self.parameters() if p.requires_grad]  # those of the model, then those of the loss
+        return self.optim.build(weights, fused=self.trainer.precision != "16-mixed")
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
@@ -107,3 +126,19 @@ class Training(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self.batches = checkpoint["batches"]
+
+
+class Training(Steps):
+    """Minimises the mean of `loss` over items, divided by the number of dimensions."""
+
+    def __init__(self, denoiser: Denoiser, loss: Loss, data: Data, optim: Optim, *args, **kwargs):
+        super().__init__(data, optim, *args, **kwargs)
+        self.denoiser, self.loss = denoiser, loss
+
+    @property
+    def model(self):
+        return self.denoiser
+
+    def losses(self, batch, draw):
+        x0 = self.encoded(batch[0], draw)
+        return self.loss(self.denoiser, x0, draw) / x0[0].numel(), {}

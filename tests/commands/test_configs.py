@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
 from diffcli.commands.build import build, check
+from diffcli.commands.classify import fill_in
 from diffcli.commands.prepare import build_parts, prepare
 from diffcli.commands.train import build_trainer
 from diffcli.commands.walk import build_sampler
@@ -50,7 +51,13 @@ def composed(command: str, *overrides: str) -> dict:
         if command == "train" and not bare:
             prepare(cfg)
         elif command == "train":
-            cfg.network.shape = list(build(OmegaConf.to_container(cfg.data, resolve=True), "data").shape)
+            data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
+            if "network" in cfg.task:
+                with open_dict(cfg):
+                    cfg.task.noise = False
+                    fill_in(cfg, data)
+                return OmegaConf.to_container(cfg, resolve=True)
+            cfg.network.shape = list(data.shape)
             for group, key in itertools.product(("schedule", "prediction", "loss"), MEASURES):
                 if cfg[group].get(key) == "auto":
                     cfg[group][key] = {"sigma_data": 0.6, "sigma_max": 40.0}[key]
@@ -109,7 +116,7 @@ def test_every_option_builds(path, tmp_path):
         assert config[group].get("_target_") == OmegaConf.load(path).get("_target_")
     else:
         config = composed(command, f"{group}={name}", *more)
-    if group in ("experiment", "sweep", "network", "levels", "schedule"):
+    if group in ("experiment", "sweep", "network", "levels", "schedule", "task"):
         assert build_parts(config)
     elif group == "data":
         build_data(config["data"])
