@@ -20,7 +20,7 @@ LAYERS = {
     "cli": 4,
     "commands": 3,
     "checkpoint": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "sharing": 2,
-    "randomness": 2, "explain": 2,
+    "randomness": 2, "explain": 2, "diagnosis": 2,
     "diffusion": 1, "networks": 1,
     "advice": 0, "help": 0, "paths": 0, "errors": 0, "__init__": 0,
 }  # fmt: skip
@@ -35,9 +35,12 @@ LIBRARIES = {  # library -> parts or modules that may import it; those that are 
     "torchvision": {"data"},
     "safetensors": {"interchange"},
     "diffusers": {"networks.diffusers_unet"},
+    "torch_fidelity": {"metrics"},
+    "timm": {"metrics"},
     "matplotlib": {"data", "explain"},
 }
-LATE = {"torchvision", "matplotlib", "wandb", "sklearn", "PIL", "tensorboard", "diffusers"}  # inside functions only
+# inside functions only
+LATE = {"torchvision", "matplotlib", "wandb", "sklearn", "PIL", "tensorboard", "diffusers", "torch_fidelity", "timm"}
 
 
 def sources():

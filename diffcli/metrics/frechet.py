@@ -21,11 +21,17 @@ def frechet(a: Moments, b: Moments) -> float:
             raise NumericalError("the moments of the features are not finite")
     root = square_root(a.cov)
     middle = root @ b.cov @ root
-    cross = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp(min=0).sqrt().sum()
+    cross = _roots(torch.linalg.eigvalsh((middle + middle.T) / 2)).sum()
     return ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * cross).item()
 
 
 def square_root(s: Tensor) -> Tensor:
-    """The symmetric root of a covariance (D, D); eigenvalues that round-off left below 0 are 0."""
+    """The symmetric root of a covariance (D, D)."""
     values, vectors = torch.linalg.eigh((s + s.T) / 2)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    return (vectors * _roots(values)) @ vectors.T
+
+
+def _roots(values: Tensor) -> Tensor:
+    """√ of ascending eigenvalues; what is round-off beside the largest is 0, where its root, 1e-8 of it, would be no round-off."""
+    least = len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return values.masked_fill(values < least.clamp(min=0), 0).clamp(min=0).sqrt()
