@@ -63,8 +63,8 @@ class MemorisationCheck:
 
     training, held_out: data sets or tensors `(N, *S)`, in the units of the samples; held_out None where there are none.
     embed: a batch to the space where distances are taken, for items and samples alike (pixels as they are if None).
-    At most MOST samples and held-out items are looked at, the first; three distances of each are all that is kept, with
-    the samples themselves of those that are shown.  Raises UsageError for fewer than 3 training items.
+    At most MOST samples are looked at, the first, and as many held-out items, always the same choice; three distances of each
+    are all that is kept, with the samples themselves of those that are shown.  Raises UsageError for fewer than 3 training items.
     Meehan et al. 2020, arXiv:2004.05675 (the test of distances); Yoon et al. 2023 (the ratio of a third).
     """
 
@@ -77,7 +77,9 @@ class MemorisationCheck:
             m = min(len(held_out), most)
             if m < 2:
                 raise UsageError(f"{m} held-out items are too few to compare with; at least 2 are needed")
-            items = held_out[:m] if isinstance(held_out, Tensor) else held_out.__getitems__(range(m))[0]
+            # mixed: the first half of the test set of MNIST is of other writers than the second
+            chosen = torch.randperm(len(held_out), generator=torch.Generator().manual_seed(0))[:m]
+            items = held_out[chosen] if isinstance(held_out, Tensor) else held_out.__getitems__(chosen)[0]
             self.other = Nearest(items, 1, embed)
             self.held_out = self._pieces(self.search, items)[0]
         self._found: list[tuple[Tensor, Tensor]] = []
