@@ -10,9 +10,9 @@ from omegaconf import open_dict
 from torch import Tensor
 from tqdm import tqdm
 
+from diffcli.commands import compare_cards
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_prior, pick_device, recorded, typed
-from diffcli.commands.evaluate import as_data
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.options import changed, config_dir, load, words
 from diffcli.commands.run_folder import choose, create, say
@@ -21,6 +21,7 @@ from diffcli.diffusion.samplers import RK45, Sampler, most_steps
 from diffcli.errors import NumericalError, UsageError
 from diffcli.explain.compare_plot import plot
 from diffcli.explain.comparison import Cell, Comparison, write
+from diffcli.metrics.features.base import on_levels
 from diffcli.metrics.ruler import Ruler
 from diffcli.sampling import draw_samples
 
@@ -40,6 +41,8 @@ class Entry:
 
 
 def run(cfg) -> int:
+    if cfg.cards is not None:
+        return compare_cards.run(cfg)
     device = pick_device(cfg.device)
     with open_dict(cfg):
         cfg.dtype = cfg.dtype or ("float64" if typed("network=") else "float32")
@@ -175,7 +178,7 @@ def _measure(entries: list[Entry], budgets: list[int], model: Model, ruler: Rule
                         found.known_to = max(found.known_to, known)
                     except NumericalError as error:
                         found.no_end = error.message
-                distance = ruler(as_data(model.data.transform.decode(x).numpy(), model))
+                distance = ruler(_as_saved(x, model))
                 cell.sliced_wasserstein, cell.mmd2 = distance["sliced_wasserstein"], distance["mmd2"]
     found.judge(ruler)
     return found
@@ -207,6 +210,12 @@ def _draw(text: str, budget: int | None, walk: Walk, model: Model, device) -> tu
         cell.note = "some of the samples are not finite"
         return cell, None
     return cell, x
+
+
+def _as_saved(x: Tensor, model: Model) -> Tensor:
+    """Samples as they would be saved, on the data's levels where it has any, and back in model space, float64."""
+    transform = model.data.transform
+    return transform.encode(on_levels(transform.decode(x).double(), transform.levels))
 
 
 def _end(walk: Walk, model: Model, device) -> tuple[Tensor, float]:

@@ -1,86 +1,82 @@
-"""`diffcli evaluate`: draw samples and compare them with held-out data."""
+"""`diffcli evaluate`: draw samples, measure them against data, and write the card."""
 
-import json
-import time
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-import torch
-
+from diffcli.commands.build import check_type
 from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.evaluation import VERSIONS, card_of, measures_of, network_of
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say, write_text
-from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
-from diffcli.data.pictures import image_grid, is_image
-from diffcli.data.scatter import scatter
-from diffcli.errors import NumericalError
-from diffcli.metrics.two_sample import compare
+from diffcli.commands.walk import plan_walk, stream
+from diffcli.data.pictures import is_image
+from diffcli.errors import UsageError
+from diffcli.explain import card_picture, neighbours_picture
+from diffcli.metrics.card_text import markdown, text
+from diffcli.metrics.evaluation import evaluate
+from diffcli.metrics.feature_measures import FeatureMeasures
+from diffcli.metrics.measures import some
+from diffcli.metrics.neighbours import MemorisationCheck
+from diffcli.metrics.taken import Taken
 
-ROWS, COLUMNS = 10, 8  # images of each kind in the picture
+SHOWN = 64  # images of the data in the picture
+FILES = ("card.md", "card.json", "card.png", "neighbours.png")
 
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
-    model = load_model(cfg, device)
-    walk = plan_walk(model.config, model)
-    items = model.data.split(cfg.split)
+    model = load_model(cfg, device, shares=True)
+    config = model.config
+    check_type(config["n"], int, "n")
+    if config["n"] < 2:
+        raise UsageError(f"n={config['n']} samples are too few to compare with data: at least 2 are needed")
+    walk = plan_walk(config, model)
+    items = model.data.split(config["split"])
     check_shape(model, items[0][0].shape, "the data")
-    path = choose("evaluate", model.config)
+    network = network_of(model, device)
+    path = choose("evaluate", config)
     if cfg.dry_run:
-        say(f"would compare {cfg.n} samples from {model.source} with {len(items)} items of the {cfg.split} split")
+        say(
+            f"would draw {cfg.repeats} × {cfg.n} samples from {model.source}, for {len(items)} items of the {cfg.split} split"
+        )
         return 0
-    real = items.__getitems__(range(len(items)))[0]
-    folder = create(path, "evaluate", model.config)
+    folder = create(path, "evaluate", config)
     with recorded(folder):
-        begun = time.monotonic()
-        x, nfe = draw_all(walk, model, model.config, device)
-        if not np.isfinite(x).all():
-            raise NumericalError("some of the samples are not finite")
-        held_out = model.data.held_out and cfg.split == "test"
-        figures = compare(as_data(x, model), model.data.transform.encode(real).double(), cfg.seed)
-        results = figures | {"n": len(x), "split": cfg.split, "held_out": held_out}
-        write_text(path / "metrics.json", json.dumps(results, indent=2) + "\n")
-        _picture(path / "comparison.png", x, real.numpy(), model)
-        steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
-        results["evaluating_seconds"] = round(time.monotonic() - begun, 3)
-        folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
-    for line in table(figures):
+        measures = measures_of(model, items, network)
+
+        def take() -> Taken:
+            reading = next((m.collector() for m in measures if isinstance(m, FeatureMeasures)), None)
+            return Taken(model.data.transform, config["compared"], reading)
+
+        drawn = stream(walk, model, config | {"n": config["n"] * config["repeats"]}, device)
+        found = evaluate(drawn, config["n"], measures, take)
+        card = card_of(model, walk, items, measures, found, device)
+        if config["neighbours"]:
+            card.memorisation = _memorisation(model, found.first, path)
+        card.made = datetime.now().astimezone().isoformat(timespec="seconds")
+        card.versions = {name: folder.record["versions"][name] for name in VERSIONS}
+        write_text(path / "card.json", card.dump())
+        write_text(path / "card.md", markdown(card))
+        real = some(items, SHOWN if is_image(model.shape) else config["compared"]).numpy()
+        card_picture.draw(card, found.first.first.numpy(), real, model.data.transform.levels, path / "card.png")
+        figures = {f.name: {"mean": f.mean, "sd": f.sd} for f in card.figures}
+        results = {"figures": figures, "memorised": card.memorisation.get("memorised"), "warnings": card.warnings}
+        folder.write("finished", steps=card.draw["steps"], nfe=card.draw["nfe"], results=results)
+    for line in [card.title, *text(card)]:
         say(line)
-    if not held_out:
-        say(f"note: the {cfg.split} split of this data set is not held out from training")
-    say(f"{len(x)} samples, NFE {nfe_text(nfe)} each, from {model.source}")
-    say(f"  {path / 'metrics.json'}\n  {path / 'comparison.png'} (samples left, data right)")
+    for file in FILES:
+        if (path / file).exists():
+            say(f"  {path / file}")
     return 0
 
 
-def as_data(x: np.ndarray, model: Model) -> torch.Tensor:
-    """Samples as they would be saved: on the data's levels, where it has any; back in model space, as the data are."""
-    transform = model.data.transform
-    x = torch.from_numpy(x).double()
-    return transform.encode(x.round().clamp(0, transform.levels - 1) if transform.levels else x).double()
-
-
-def table(figures: dict) -> list[str]:
-    """Each metric with its scale: what two halves of the real data give at the same count."""
-    rows = [("", "samples vs data", "two halves of the data")]
-    for name, label in (("sliced_wasserstein", "sliced Wasserstein"), ("mmd2", "MMD^2 (unbiased)")):
-        rows.append((label, f"{figures[name]:.5f}", f"{figures[f'{name}_halves']:.5f}"))
-    lines = [f"{a:<20} {b:>16} {c:>24}" for a, b, c in rows]
-    return [
-        *lines,
-        f"({figures['m']} items on each side; the right column is what perfect samples would give, lower is better)",
-    ]
-
-
-def _picture(path: Path, x: np.ndarray, real: np.ndarray, model: Model) -> None:
-    """Samples on the left, data on the right."""
-    if not is_image(model.shape):
-        scatter({"samples": x[:5000], "data": real[:5000]}, path)
-        return
-    levels = model.data.transform.levels
-    columns = min(COLUMNS, len(x), len(real))
-    rows = min(ROWS, len(x) // columns, len(real) // columns)
-    left, right = (a[: rows * columns].reshape(rows, columns, *model.shape) for a in (x, real))
-    gap = np.full((rows, 1, *model.shape), 0.5 * (levels - 1 if levels else 0.0))
-    sheet = np.concatenate([left, gap, right], axis=1).reshape(-1, *model.shape)
-    image_grid(sheet, path, levels, columns=2 * columns + 1)
+def _memorisation(model: Model, taken: Taken, path: Path) -> dict:
+    """What the neighbours among the training items say of the first samples, with the picture of the nearest."""
+    data, most = model.data, taken.compared
+    held_out = data.split("test") if data.held_out else None
+    check = MemorisationCheck(data.split("train"), held_out, most=most)
+    check.add(taken.first)
+    found = check.result()
+    neighbours_picture.draw(check, found, data.transform.levels, path / "neighbours.png")
+    return asdict(found) | {"text": found.verdict}

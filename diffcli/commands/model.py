@@ -18,7 +18,7 @@ from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.guidance import Rescaled
 from diffcli.errors import UsageError
 
-GROUPS = {"schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser"}
+GROUPS = {"schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser", "features"}
 
 
 @dataclass

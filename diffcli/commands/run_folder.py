@@ -34,7 +34,8 @@ OWN += (
     "scheduler_config.json",
 )
 OWN += ("explain.json", "coefficients.csv", "clocks.csv", "coefficients.png", "forward.png", "scores.png", "energy.png")
-OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png")
+OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png", "bound.csv", "bound.png")
+OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png")
 
 
 class RunFolder:

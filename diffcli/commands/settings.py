@@ -44,17 +44,35 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "dtype": (Literal["float32", "float64"], None, None),
     "level.alpha": (float, None, None),
     "level.sigma": (float, 0, None),
+    "dequantize_samples": (int, 1, None),
+    "also": (Literal["elbo"] | None, None, None),
+    "elbo.bound": (Literal["auto", "discrete", "continuous"], None, None),
+    "elbo.times": (int | Literal["all"], 2, None),
+    "elbo.T": (int | None, 2, None),
+    "elbo.variance": (Literal["auto", "small", "large", "learned"], None, None),
+    "elbo.decoder": (Literal["auto", "bin", "density"], None, None),
     "n": (int | None, 1, None),
     "split": (Literal["train", "val", "test", "all"], None, None),
     "steps": (int | None, 1, 10**6),
     "nfe": (int | None, 1, 10**6),
     "last": (Literal["stop", "denoise"] | None, None, None),
+    "repeats": (int, 1, 1000),
+    "kept": (int, 2, None),
+    "compared": (int, 2, None),
+    "neighbours": (bool, None, None),
+    "floor": (bool, None, None),
+    "cards": (list[str] | str | None, None, None),
     "start": (str | None, None, None),
     "trajectory": (bool, None, None),
     "png": (bool, None, None),
     "samplers": (list[str] | str, None, None),
     "endpoints": (int, 1, None),
     "format": (Literal["text", "markdown"], None, None),
+    "checks": (list[str] | str, None, None),
+    "times": (int, 1, 1000),
+    "probes": (int, 1, 1000),
+    "exact_up_to": (int, 0, 256),
+    "self_check": (bool, None, None),
     # Lightning's own, where a wrong value would only fail late or be taken for something else
     "trainer.max_steps": (int, 1, None),
     "trainer.devices": (int | Literal["auto"] | list[int], 1, None),
@@ -79,12 +97,13 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
 
 
 COMPARED = {"nfe": (list[int] | int, 1, None)}  # of the command that has `samplers`: several budgets
+MEASURED = {"dequantize": (Literal["uniform", "none", "importance"], None, None)}  # of the command that has `also`
 
 
 def check_settings(config: dict, groups: set[str]) -> None:
     """Check every setting of a plain config that belongs to no group.  Raises UsageError for the first unfit one."""
     flat = dict(_flat({k: v for k, v in config.items() if k not in groups or k == "trainer"}))
-    known = SETTINGS | (COMPARED if "samplers" in flat else {})
+    known = SETTINGS | (COMPARED if "samplers" in flat else {}) | (MEASURED if "also" in flat else {})
     for key, value in flat.items():
         if key in known:
             hint, least, greatest = known[key]

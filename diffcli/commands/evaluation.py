@@ -1,0 +1,140 @@
+"""What `diffcli evaluate` measures for a model and its data, and the fields of its card."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from diffcli.commands.build import build
+from diffcli.commands.common import typed
+from diffcli.commands.model import Model
+from diffcli.commands.walk import Walk
+from diffcli.data.base import Items
+from diffcli.data.pictures import is_image
+from diffcli.metrics.card import Card
+from diffcli.metrics.evaluation import Found
+from diffcli.metrics.feature_measures import FeatureMeasures
+from diffcli.metrics.features.base import FeatureNetwork
+from diffcli.metrics.features.reference import fingerprint, reference
+from diffcli.metrics.measures import KnownDensity, Measure, TwoSample
+from diffcli.metrics.taken import OFF
+
+OTHER = {
+    "test": "train",
+    "val": "train",
+    "train": "test",
+}  # the split that real items in the place of samples come from
+PATHS = ("root", "file", "test_file", "val_file", "download")  # of a data node: no protocol
+VERSIONS = ("diffcli", "torch", "numpy", "python")
+CLIPPED = 0.01  # of the values of the samples, from which on it is said
+
+
+def network_of(model: Model, device: torch.device) -> FeatureNetwork | None:
+    """The feature network for images, and for other items where features= was typed; set up for the model's shape."""
+    if not is_image(model.shape) and not typed("features"):
+        return None
+    network = build(model.config["features"], "features")
+    network.setup(model.shape, model.data.transform.levels, device)
+    return network
+
+
+def measures_of(model: Model, items: Items, network: FeatureNetwork | None) -> list[Measure]:
+    """What the data allow to be measured: features, two-sample distances, a known density."""
+    config, data = model.config, model.data
+    n, levels, split = config["n"], data.transform.levels, config["split"]
+    found: list[Measure] = []
+    if network is not None:
+        kept = config["kept"]
+        known = reference(items, network, levels, split)
+        other = OTHER.get(split) if data.held_out and config["floor"] else None
+        others = None if other is None else data.split(other)
+        found.append(FeatureMeasures(network, levels, known, others, other or "", n, kept))
+    found.append(TwoSample(items, data.transform, n, config["compared"], energy=not is_image(model.shape)))
+    mixture = getattr(data, "mixture", None)
+    if mixture is not None:
+        found.append(KnownDensity(mixture, min(n, config["compared"])))
+    return found
+
+
+def card_of(model: Model, walk: Walk, items: Items, measures: list[Measure], found: Found, device) -> Card:
+    """The card without its memorisation."""
+    config, data = model.config, model.data
+    levels, n = data.transform.levels, config["n"]
+    of_features = (m for m in measures if isinstance(m, FeatureMeasures))
+    protocol = {
+        "data": {
+            "set": data_name(config["data"]),
+            **{k: v for k, v in config["data"].items() if k not in (*PATHS, "name", "_target_")},
+            "split": config["split"],
+            "held_out": data.held_out and config["split"] == "test",
+            "reference_n": len(items),
+            "reference_hash": next((m.reference.protocol["data"] for m in of_features), None) or fingerprint(items),
+            "shape": list(model.shape),
+            "samples": "as they are" if levels is None else f"rounded and clipped to {levels} levels",
+        },
+        "n": n,
+    }
+    for measure in measures:
+        protocol |= measure.protocol()
+    steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
+    draw = {
+        "sampler": named(config["sampler"]),
+        "grid": named(config["grid"]),
+        "steps": steps,
+        "nfe": found.nfe.summary(),
+        "last": walk.last,
+        "seed": config["seed"],
+        "repeats": config["repeats"],
+        "dtype": config["dtype"],
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+    warnings = [f"{found.labels[name]} is left out: {reason}" for name, reason in found.left_out.items()]
+    if not protocol["data"]["held_out"]:
+        warnings.append(f"the {config['split']} split of this data set is not held out from training")
+    if found.off_range > CLIPPED * found.values:
+        share = found.off_range / found.values
+        warnings.append(
+            f"{share:.1%} of the values lay over {OFF:.0%} of the range outside the levels 0..{levels - 1}, and were clipped"
+        )
+    card = Card(protocol, _model(model), draw, found.figures, warnings=warnings)
+    card.title = f"{_title(model)} on {protocol['data']['set']} {config['split']}"
+    return Card(
+        **(
+            vars(card)
+            | json.loads(json.dumps({k: getattr(card, k) for k in ("protocol", "model", "draw")}, default=str))
+        )
+    )
+
+
+def data_name(node: dict) -> str:
+    """The class of a data set, with its own name where it has one: MNIST, Points moons."""
+    kind = node["_target_"].rpartition(".")[2]
+    return f"{kind} {node['name']}" if node.get("name") else kind
+
+
+def named(node: dict) -> dict:
+    """A node with the name of its class in the place of where that is."""
+    rest = {k: named(v) if isinstance(v, dict) and "_target_" in v else v for k, v in node.items() if k != "_target_"}
+    return {"name": node["_target_"].rpartition(".")[2], **rest}
+
+
+def _model(model: Model) -> dict:
+    config = model.config
+    ckpt = config["ckpt"]
+    found = {"source": model.source, "weights": config["weights"] if ckpt else None}
+    if ckpt:
+        found["sha256"] = hashlib.sha256(Path(ckpt).read_bytes()).hexdigest()[:16]
+    found |= {part: config[part]["_target_"].rpartition(".")[2] for part in ("denoiser", "sde") if config.get(part)}
+    error = (config.get("network") or {}).get("error")
+    return found | ({"error": error} if error else {})
+
+
+def _title(model: Model) -> str:
+    """The run's folder and the checkpoint's name, or what else the model is."""
+    ckpt, error = model.config["ckpt"], (model.config.get("network") or {}).get("error")
+    if ckpt is None:
+        return model.source + (f" with an error of {error:g}" if error else "")
+    path = Path(ckpt)
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return f"{run.resolve().name}/{path.name} ({model.config['weights']})"

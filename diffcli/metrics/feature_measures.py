@@ -1,0 +1,110 @@
+"""The measures of images on the features of a network: Fréchet distance, KID, precision to coverage, Inception Score."""
+
+from diffcli.data.base import Items
+from diffcli.errors import UsageError
+from diffcli.metrics.features.base import FeatureNetwork
+from diffcli.metrics.features.reference import Reference, few_samples
+from diffcli.metrics.features.statistics import Collector, Statistics, collect
+from diffcli.metrics.frechet import frechet
+from diffcli.metrics.kid import kid
+from diffcli.metrics.measures import About, Measure, permuted
+from diffcli.metrics.prdc import prdc
+from diffcli.metrics.taken import Taken
+
+DRAWS = 5  # sets of n real items of the floor, where there are so many
+SUBSETS, SIZE = 10, 1000  # of KID; the repeats say how much it varies
+K, K_DENSITY = 3, 5  # neighbours of precision and recall, and of density and coverage
+CHUNK = 256  # real items read at once
+
+
+class FeatureMeasures(Measure):
+    """Figures on features of samples against those of a reference.
+
+    others: real items that the reference does not hold, of which the floor is; None for no floor, and none where they are
+    fewer than n.  Precision, recall, density and coverage are between as many real features as there are of samples, or all
+    that are kept where those are fewer.
+    """
+
+    def __init__(
+        self,
+        network: FeatureNetwork,
+        levels: int | None,
+        found: Reference,
+        others: Items | None,
+        others_are: str,
+        n: int,
+        kept: int,
+    ):
+        super().__init__()
+        self.network, self.levels, self.reference, self.n, self.kept = network, levels, found, n, kept
+        self.others = others
+        self.about = {
+            "frechet": About(network.distance_name, "lower"),
+            "kid": About(f"KID ({network.name}, unbiased)", "lower"),
+            "precision": About("precision", "higher"),
+            "recall": About("recall", "higher"),
+            "density": About("density", "higher"),
+            "coverage": About("coverage", "higher"),
+        }
+        if network.classes:
+            self.about["inception_score"] = About(f"Inception Score ({network.name})", "higher")
+        real = found.gathered.features
+        self.real = real[permuted(len(real))[: min(n, kept)]]
+        draws = 0 if others is None else min(DRAWS, len(others) // n)
+        self.draws, times = draws, f"mean ± sd over {draws} draws" if draws > 1 else "one draw"
+        self.what_floor = f"{n} images of the {others_are} split in the place of the samples, {times}"
+
+    def collector(self) -> Collector:
+        """What reads the samples of one repeat."""
+        return Collector(self.network, self.levels, samples=True, kept=self.kept)
+
+    def __call__(self, taken: Taken) -> dict[str, float]:
+        return self._of(taken.collector.finish())
+
+    def _of(self, statistics: Statistics) -> dict[str, float]:
+        fake = statistics.gathered.features
+        found = {
+            "frechet": frechet(statistics.moments, self.reference.moments),
+            "kid": kid(self.reference.gathered.features, fake, SUBSETS, SIZE)["mean"],
+        }
+        try:
+            balls = prdc(self.real, fake, K, K_DENSITY)
+            found |= {name: getattr(balls, name) for name in ("precision", "recall", "density", "coverage")}
+        except UsageError as error:  # too few
+            names = ("precision", "recall", "density", "coverage")
+            self.left_out |= dict.fromkeys(names, error.message)
+        if statistics.score is not None:
+            found["inception_score"] = statistics.score.result()["mean"]
+        return found
+
+    def floor(self) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        if self.draws:
+            order = permuted(len(self.others))
+            for r in range(self.draws):
+                mine = order[r * self.n : (r + 1) * self.n].sort().values
+                blocks = (self.others.__getitems__(part)[0] for part in mine.split(CHUNK))
+                one = self._of(collect(blocks, self.network, self.levels, samples=False, kept=self.kept))
+                for name, value in one.items():
+                    found.setdefault(name, []).append(value)
+        self._warn(found.get("frechet"))
+        return found
+
+    def _warn(self, values: list[float] | None) -> None:
+        warning = few_samples(self.n, self.network.dim, values, self.n)
+        if warning:
+            self.warnings["frechet"] = warning
+
+    def protocol(self) -> dict:
+        return {
+            "features": {
+                "name": self.network.name,
+                "identity": self.network.identity(),
+                "dim": self.network.dim,
+                "preprocessing": self.network.preprocessing(),
+                "reference": self.reference.hash,
+                "kept": min(self.kept, self.n),
+                "kid": f"{SUBSETS} subsets of {min(SIZE, self.n, self.reference.moments.n)}",
+                "neighbours": f"k = {K}, of density and coverage {K_DENSITY}; {len(self.real)} real images",
+            }
+        }

@@ -1,0 +1,148 @@
+"""The measures of an evaluation: what samples give, and what real items give at the same count."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffcli.data.base import Items
+from diffcli.data.transform import Transform
+from diffcli.diffusion.exact import GaussianMixture
+from diffcli.errors import UsageError
+from diffcli.metrics.card import Figure
+from diffcli.metrics.energy_distance import energy_distance
+from diffcli.metrics.known_density import kl_to_density
+from diffcli.metrics.mode_coverage import mode_coverage
+from diffcli.metrics.ruler import SPLITS, Ruler
+from diffcli.metrics.taken import Taken
+from diffcli.randomness import key
+
+POOL = 10_000  # items that halves of the data are drawn from: float64 of all would not fit
+ORDER = 0  # seed of every choice among real items: a protocol has no seed of the samples' in it
+
+
+@dataclass
+class About:
+    """How a measure is shown, and which of its values is better."""
+
+    label: str
+    better: Literal["lower", "higher"]
+
+
+class Measure(ABC):
+    """Some figures of samples against data.  about: of each, in the order shown; what_floor: how the real items were drawn."""
+
+    about: dict[str, About]
+    what_floor: str
+
+    def __init__(self):
+        self.warnings: dict[str, str] = {}
+        self.left_out: dict[str, str] = {}
+
+    @abstractmethod
+    def __call__(self, taken: Taken) -> dict[str, float]:
+        """The figures of one repeat."""
+
+    @abstractmethod
+    def floor(self) -> dict[str, list[float]]:
+        """The same of real items, a value a draw; without those that have none."""
+
+    def protocol(self) -> dict:
+        """Fields that two evaluations must share."""
+        return {}
+
+    def figures(self, repeats: list[dict[str, float]]) -> list[Figure]:
+        """Its part of the card; a figure that a repeat lacks, or that is not finite, is left out with a sentence."""
+        floor, found = self.floor(), []
+        for name, about in self.about.items():
+            values = [r[name] for r in repeats if math.isfinite(r.get(name, math.nan))]
+            if len(values) < len(repeats):
+                self.left_out.setdefault(name, "it is not finite")
+                continue
+            real, warning = floor.get(name, []), self.warnings.get(name, "")
+            what = self.what_floor if real else ""
+            found.append(Figure(name, about.label, about.better, values, real, what, warning))
+        return found
+
+
+class TwoSample(Measure):
+    """Sliced Wasserstein distance and MMD², and of points (`energy`) the energy distance too, of the first samples."""
+
+    def __init__(self, items: Items, transform: Transform, n: int, compared: int, energy: bool):
+        super().__init__()
+        more = {"energy_distance": energy_distance} if energy else {}
+        self.ruler = Ruler(
+            transform.encode(some(items, max(POOL, 2 * compared))).double(), min(n, compared), ORDER, more
+        )
+        self.about = {
+            "sliced_wasserstein": About("sliced Wasserstein", "lower"),
+            "mmd2": About("MMD^2 (unbiased)", "lower"),
+            **({"energy_distance": About("energy distance (unbiased)", "lower")} if energy else {}),
+        }
+        self.what_floor = (
+            f"two disjoint sets of {self.ruler.m} items of the data, mean ± sd over {SPLITS} random splits"
+        )
+
+    def __call__(self, taken: Taken) -> dict[str, float]:
+        return self.ruler(taken.encoded)
+
+    def floor(self) -> dict[str, list[float]]:
+        return self.ruler.splits
+
+    def protocol(self) -> dict:
+        return {"compared": self.ruler.m}
+
+
+class KnownDensity(Measure):
+    """Of samples whose law is known, a mixture: KL to it, and how its modes are reached."""
+
+    DRAWS = 8  # sets of exact draws of the floor
+    about = {
+        "kl": About("KL(samples ‖ density), nats", "lower"),
+        "covered_modes": About("modes covered", "higher"),
+        "mode_weights": About("weights of the modes, total variation", "lower"),
+        "between_modes": About("share of the samples between modes", "lower"),
+    }
+
+    def __init__(self, mixture: GaussianMixture, n: int):
+        super().__init__()
+        self.mixture, self.n = mixture, n
+        self.what_floor = f"{n} exact draws of the density, mean ± sd over {self.DRAWS} draws"
+
+    def __call__(self, taken: Taken) -> dict[str, float]:
+        return self._of(taken.first)
+
+    def _of(self, x: Tensor) -> dict[str, float]:
+        modes = mode_coverage(x, self.mixture)
+        found = {
+            "covered_modes": float(modes.covered),
+            "mode_weights": modes.total_variation,
+            "between_modes": modes.between,
+        }
+        if modes.missing:
+            self.warnings["covered_modes"] = f"almost no samples are near the modes {modes.missing}"
+        try:
+            found["kl"] = kl_to_density(x.flatten(1), self.mixture.log_prob).kl
+        except UsageError as error:  # too few, or copies of each other
+            self.left_out["kl"] = error.message
+        return found
+
+    def floor(self) -> dict[str, list[float]]:
+        generator = torch.Generator().manual_seed(ORDER)
+        warnings = dict(self.warnings)  # of the samples, not of these
+        found = [self._of(self.mixture.sample(self.n, generator)[0]) for _ in range(self.DRAWS)]
+        self.warnings = warnings
+        return {name: [f[name] for f in found] for name in found[0]}
+
+
+def some(items: Items, count: int) -> Tensor:
+    """`count` items in source units, or all of them where there are fewer: the same choice each time, in a mixed order."""
+    return items.__getitems__(permuted(len(items))[:count])[0]
+
+
+def permuted(count: int) -> Tensor:
+    """The numbers 0 … count - 1 in a mixed order, the same each time."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(key("mixed", count) % 2**63))
