@@ -90,6 +90,13 @@ def test_samples_of_too_little_variety_are_not_called_memorised():
     assert any(f.verdict.endswith("of too little variety, not memorised") for f in found)
 
 
+def test_a_difference_of_the_splits_that_only_many_items_show_is_not_called_memorised():
+    """The held-out items are of a law a little wider than that of the training items and of the samples."""
+    found = judged(normal(4000, 3, 0), 1.1 * normal(4000, 3, 1), normal(4000, 3, 2))
+    assert found.p < LEVEL and found.own_p < LEVEL and 0.5 < found.auc < 0.55
+    assert not found.memorised and found.verdict.startswith("samples are hardly any closer")
+
+
 def test_a_tenth_of_copies_among_good_samples_is_found():
     training = normal(2000, 10, 0)
     samples = torch.cat([copies(training, 50, 1e-2), normal(450, 10, 2)])
