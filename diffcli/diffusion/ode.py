@@ -54,7 +54,7 @@ def _choose(accept: Tensor, new: State, old: State) -> State:
     return tuple(torch.where(match(accept, q).bool(), q, p) for p, q in zip(old, new, strict=True))
 
 
-def _check_finite(y: State, tau: Tensor, nfe: int, clock: str = "lam") -> None:
+def check_finite(y: State, tau: Tensor, nfe: int, clock: str = "lam") -> None:
     for part in y:
         bad = ~torch.isfinite(part.flatten(1)).all(1)
         if bad.any():
@@ -83,7 +83,7 @@ class FixedStep:
             for c, weights in zip(self.tableau.c, self.tableau.a, strict=True):
                 stages.append(fn(_add(y, h, weights, stages) if weights else y, tau + c * h))
             y = _add(y, h, self.tableau.b, stages)
-            _check_finite(y, end.expand(batch), (i + 1) * len(self.tableau.c))
+            check_finite(y, end.expand(batch), (i + 1) * len(self.tableau.c))
         return y, torch.full((batch,), self.steps * len(self.tableau.c), dtype=torch.int64)
 
 
@@ -149,7 +149,7 @@ class Adaptive:
             h = torch.where(active, torch.where(((b - tau - h) * (b - a) < 0) | near, b - tau, h), torch.zeros_like(h))
             new, error, last = pair.attempt(y, first, tau, h, k)
             nfe += pair.calls * active
-            _check_finite(new, tau, int(nfe.max()), pair.clock)
+            check_finite(new, tau, int(nfe.max()), pair.clock)
             error = self._norm(error, y, new, scales)
             accept = active & (error <= 1)
             end = torch.where((h == b - tau), torch.full_like(tau, b), tau + h)

@@ -8,8 +8,9 @@ from cases import build, every_path, f64, generator, mixture_2d, mixture_of, nor
 from torchdiffeq import odeint
 
 from diffcli.diffusion.exact import Exact, GaussianMixture
-from diffcli.diffusion.likelihood import ExactDivergence, Hutchinson, Likelihood, log_likelihood
+from diffcli.diffusion.likelihood import ExactDivergence, Hutchinson, InLam, Likelihood, log_likelihood
 from diffcli.diffusion.ode import FixedStep
+from diffcli.diffusion.prior import StandardPrior
 from diffcli.randomness import ItemNoise
 
 
@@ -31,13 +32,25 @@ def item_noise(x, dtype=torch.float64):
     return ItemNoise(0, range(len(x)), x.shape[1:], dtype)
 
 
+def by_rk4(model, x, divergence, noise=None):
+    prior = StandardPrior(model.sde)
+    return log_likelihood(model, x, InLam(FixedStep("rk4", 12)), divergence, noise or item_noise(x), prior)
+
+
+class OneProbe:
+    """In place of an ItemNoise: these signs."""
+
+    def __init__(self, signs):
+        self.signs = lambda name, count: signs
+
+
 @pytest.mark.parametrize("mixture", [mixture_2d(), mixture_of(16)], ids=["2d", "16d"])
 @usual_paths
 def test_exact_log_density_at_the_default_tolerance(sde, mixture):
     """Bias below 1e-3 nats a dimension, what is missing of the prior included."""
     model = Exact(sde, mixture)
     x, truth = at_t_min(model, 48)
-    got = Likelihood("exact")(model, x, item_noise(x))
+    got = Likelihood("exact", solver="rk45")(model, x, item_noise(x))
     d = x.shape[1]
     assert abs((got.log_prob - truth).mean()) / d < 1e-3
     assert (with_true_prior(model, got) - truth).abs().max() / d < 1e-3
@@ -49,7 +62,7 @@ def test_exact_log_density_on_every_path(sde):
     """Item by item, with the true prior: only the solver's error is left."""
     model = Exact(sde, mixture_2d())
     x, truth = at_t_min(model, 8)
-    got = Likelihood("exact", tol=1e-6)(model, x, item_noise(x))
+    got = Likelihood("exact", solver="rk45", tol=1e-6)(model, x, item_noise(x))
     assert (with_true_prior(model, got) - truth).abs().max() < 5e-5
 
 
@@ -59,7 +72,7 @@ def test_standard_normal_under_vp_is_exact(divergence):
     sde = build("vp", "linear")
     model = Exact(sde, GaussianMixture(f64(1.0), f64([0.0, 0.0, 0.0]), torch.eye(3, dtype=torch.float64)[None]))
     x = normal(0, 10, 3)
-    got = Likelihood(divergence)(model, x, item_noise(x))
+    got = Likelihood(divergence, solver="rk45")(model, x, item_noise(x))
     truth = -0.5 * x.square().sum(1) - 1.5 * math.log(2 * math.pi)
     assert (got.log_prob - truth).abs().max() < 1e-8 and (got.x1 - x).abs().max() < 1e-8
 
@@ -92,31 +105,9 @@ def test_agrees_with_torchdiffeq(sde):
 
     times = f64(sde.t_min, sde.t_max)
     y, integral = odeint(fn, (x, torch.zeros(6, dtype=torch.float64)), times, rtol=1e-7, atol=1e-8, method="dopri5")
-    got = Likelihood("exact", tol=1e-7)(model, x, item_noise(x))
+    got = Likelihood("exact", solver="rk45", tol=1e-7)(model, x, item_noise(x))
     assert torch.allclose(got.x1, y[-1], rtol=1e-5, atol=1e-5)
     assert torch.allclose(got.log_prob, sde.prior_log_prob(y[-1]) + integral[-1], rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("event", [(3,), (1, 2, 3)], ids=str)
-@pytest.mark.parametrize("chunk", [1, 2, 64])
-def test_exact_divergence_is_the_trace_of_the_jacobian(event, chunk):
-    x = normal(0, 4, *event).requires_grad_()
-
-    def field(x):
-        flat = x.flatten(1)
-        return (torch.sin(flat) * flat.sum(1, keepdim=True) + flat.roll(1, 1) ** 2).view_as(x)
-
-    jacobian = torch.autograd.functional.jacobian(lambda y: field(y).flatten(1).sum(0), x).flatten(2)  # (d, B, d)
-    trace = torch.einsum("ibi->b", jacobian)
-    got = ExactDivergence(chunk)(field(x), x, None)
-    assert torch.allclose(got, trace[:, None], rtol=1e-12, atol=1e-12)
-
-
-def test_hutchinson_is_the_quadratic_form_of_each_probe():
-    a, x = normal(1, 5, 5), normal(0, 7, 5).requires_grad_()
-    probes = item_noise(x).signs("probes", 3)
-    got = Hutchinson(3)(x @ a.T, x, probes)
-    assert torch.allclose(got, torch.einsum("bki,ij,bkj->bk", probes, a, probes), rtol=1e-12)
 
 
 def test_hutchinson_is_unbiased_within_its_own_error():
@@ -124,9 +115,7 @@ def test_hutchinson_is_unbiased_within_its_own_error():
     n, k = 300, 24
     model = Exact(build("vp", "cosine"), mixture_of(6))
     x, _ = at_t_min(model, n)
-    ode, noise = FixedStep("rk4", 12), item_noise(x)  # the same x along the way in both: only the probes differ
-    exact = log_likelihood(model, x, ode, ExactDivergence(), noise.signs)
-    guess = log_likelihood(model, x, ode, Hutchinson(k), noise.signs)
+    exact, guess = (by_rk4(model, x, div) for div in (ExactDivergence(), Hutchinson(k)))  # only the probes differ
     assert torch.equal(exact.x1, guess.x1)
     z = (guess.log_prob - exact.log_prob) / guess.std_err
     spread = ((k - 1) / (k - 3)) ** 0.5
@@ -138,9 +127,9 @@ def test_std_err_is_that_of_the_mean_over_probes():
     """From the same probes one at a time: log_prob is their mean, std_err their standard deviation / sqrt(K)."""
     model = Exact(build("ve", "geometric"), mixture_of(4))
     x, _ = at_t_min(model, 5)
-    ode, signs = FixedStep("rk4", 12), item_noise(x).signs("probes", 6)
-    together = log_likelihood(model, x, ode, Hutchinson(6), lambda name, count: signs)
-    alone = [log_likelihood(model, x, ode, Hutchinson(1), lambda name, c, k=k: signs[:, k : k + 1]) for k in range(6)]
+    signs = item_noise(x).signs("probes", 6)
+    together = by_rk4(model, x, Hutchinson(6))
+    alone = [by_rk4(model, x, Hutchinson(1), OneProbe(signs[:, k : k + 1])) for k in range(6)]
     values = torch.stack([a.log_prob for a in alone])
     assert torch.allclose(together.log_prob, values.mean(0), rtol=1e-10)
     assert torch.allclose(together.std_err, values.std(0, correction=1) / 6**0.5, rtol=1e-8)
@@ -157,9 +146,9 @@ def test_probes_are_drawn_once_and_by_item():
             asked.append(count)
             return noise.signs(name, count)
 
-    got = Likelihood("hutchinson", probes=3)(model, x, Counting())
+    got = Likelihood("hutchinson", probes=3, solver="rk45")(model, x, Counting())
     assert asked == [3] and (got.nfe > 6).all()
-    repeated = Likelihood("hutchinson", probes=3)(model, x, noise)
+    repeated = Likelihood("hutchinson", probes=3, solver="rk45")(model, x, noise)
     assert torch.equal(repeated.log_prob, got.log_prob)
 
 
@@ -179,7 +168,7 @@ def test_an_items_likelihood_does_not_depend_on_its_batch(sde, divergence):
     x[4:] = f64([8.0, -15.0], [-14.0, 3.0])  # far out, where the solver takes more steps
 
     def nll(items):
-        return Likelihood(divergence)(model, x[items], ItemNoise(0, items, (2,), torch.float64))
+        return Likelihood(divergence, solver="rk45")(model, x[items], ItemNoise(0, items, (2,), torch.float64))
 
     whole = nll(list(range(6)))
     assert whole.nfe[4:].max() > 1.5 * whole.nfe[:4].max()
@@ -204,7 +193,7 @@ def test_an_image_is_its_pixels(divergence):
 def test_float32_states_keep_the_integral_in_float64():
     model = Exact(build("vp", "linear"), mixture_2d())
     x, truth = at_t_min(model, 12)
-    got = Likelihood("exact", tol=1e-4)(model, x.float(), item_noise(x, torch.float32))
+    got = Likelihood("exact", solver="rk45", tol=1e-4)(model, x.float(), item_noise(x, torch.float32))
     assert got.x1.dtype == torch.float32 and got.log_prob.dtype == torch.float64
     assert (with_true_prior(model, got) - truth).abs().max() < 0.02
 
