@@ -115,9 +115,9 @@ class Collector:
     def add(self, x: Tensor) -> None:
         """Take items x (B, *S) in source units.  Raises NumericalError and UsageError as `FeatureNetwork.read`."""
         x = torch.as_tensor(x)
-        x = on_levels(x, self.levels) if self.samples else x
-        check_items(x.float(), self.levels, self.n + sum(map(len, self._waiting)))
-        self._waiting.append(x)
+        # before an infinite value is clipped to the last level
+        check_items(x, None if self.samples else self.levels, self.n + sum(map(len, self._waiting)))
+        self._waiting.append(on_levels(x, self.levels) if self.samples else x)
         while sum(map(len, self._waiting)) >= BLOCK:
             waiting = torch.cat(self._waiting)
             self._waiting = (
