@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from diffcli.metrics.two_sample import BLOCK, checked
+from diffcli.metrics.two_sample import checked, mean_between, mean_within
 
 DIRECT = 16  # coordinates up to which differences themselves are summed: faster there than a matrix product
 
@@ -21,23 +21,8 @@ def energy_distance(x: Tensor, y: Tensor, biased: bool = False) -> Tensor:
     # |a|^2 + |b|^2 - 2 ab loses fewer digits near the origin.
     centre = y.mean(dim=0)
     x, y = x - centre, y - centre
-    n, m = len(x), len(y)
-    same = (n * n, m * m) if biased else (n * (n - 1), m * (m - 1))
-    return 2 * _between(x, y) / (n * m) - _within(x) / same[0] - _within(y) / same[1]
-
-
-def _between(x: Tensor, y: Tensor) -> Tensor:
-    """Sum the distances of all pairs of x and y."""
-    return torch.stack([_distances(rows, y).sum() for rows in x.split(max(1, BLOCK // len(y)))]).sum()
-
-
-def _within(x: Tensor) -> Tensor:
-    """Sum the distances of all ordered pairs of items of x, each computed once."""
-    total, start = x.new_zeros(()), 0
-    for rows in x.split(max(1, BLOCK // len(x))):
-        total += _distances(rows, x[start:]).triu_(1).sum()
-        start += len(rows)
-    return 2 * total
+    parts = [mean_within(a, _distances) * ((len(a) - 1) / len(a) if biased else 1) for a in (x, y)]
+    return 2 * mean_between(x, y, _distances) - sum(parts)
 
 
 def _distances(rows: Tensor, y: Tensor) -> Tensor:

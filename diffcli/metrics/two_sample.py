@@ -1,5 +1,7 @@
 """Two-sample distances that need no feature network, and the scale to read them on."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -73,7 +75,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | None = None) -> Tensor:
     # |a|^2 + |b|^2 - 2 ab loses fewer digits near the origin.
     centre = y.mean(dim=0)
     x, y = (x - centre) / bandwidth, (y - centre) / bandwidth
-    return _within(x) + _within(y) - 2 * _between(x, y)
+    return mean_within(x, _kernel) + mean_within(y, _kernel) - 2 * mean_between(x, y, _kernel)
 
 
 def median_distance(y: Tensor) -> float:
@@ -90,17 +92,17 @@ def median_distance(y: Tensor) -> float:
     return distances.median().item()
 
 
-def _between(x: Tensor, y: Tensor) -> Tensor:
-    """Average the kernel over all pairs of x and y."""
+def mean_between(x: Tensor, y: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Average a kernel over all pairs of x `(n, d)` and y `(m, d)`, in blocks; kernel: rows and y to a matrix."""
     blocks = x.split(max(1, BLOCK // len(y)))
-    return torch.stack([_kernel(rows, y).sum() for rows in blocks]).sum() / (len(x) * len(y))
+    return torch.stack([kernel(rows, y).sum() for rows in blocks]).sum() / (len(x) * len(y))
 
 
-def _within(x: Tensor) -> Tensor:
-    """Average the kernel over the pairs of different items of x, each computed once."""
+def mean_within(x: Tensor, kernel: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Average a kernel over the pairs of different items of x `(n, d)`, in blocks, each computed once."""
     total, start = x.new_zeros(()), 0
     for rows in x.split(max(1, BLOCK // len(x))):
-        total += _kernel(rows, x[start:]).triu_(1).sum()
+        total += kernel(rows, x[start:]).triu_(1).sum()
         start += len(rows)
     return 2 * total / (len(x) * (len(x) - 1))
 

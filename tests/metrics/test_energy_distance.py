@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from diffcli.errors import NumericalError, UsageError
-from diffcli.metrics import energy_distance as module
+from diffcli.metrics import two_sample
 from diffcli.metrics.energy_distance import energy_distance
 
 
@@ -28,7 +28,7 @@ def test_it_is_the_double_sum_in_any_blocks(d, biased, monkeypatch):
     x, y = normal(9, d, 0), 2 * normal(7, d, 1) + 0.3
     expected = brute(x, y, biased)
     assert energy_distance(x, y, biased).item() == pytest.approx(expected, rel=1e-10)
-    monkeypatch.setattr(module, "BLOCK", 14)
+    monkeypatch.setattr(two_sample, "BLOCK", 14)
     assert energy_distance(x, y, biased).item() == pytest.approx(expected, rel=1e-10)
 
 
