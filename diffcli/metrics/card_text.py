@@ -85,11 +85,12 @@ def markdown(card: Card) -> str:
 
 
 def _plain(value) -> str:
-    return "–" if value is None else str(value).replace("|", "\\|").replace("\n", " ")
+    return "–" if value is None else str(value)
 
 
 def piped(table: list[list[str]], side: str = "---:") -> list[str]:
     """A table of Markdown from its rows, the first its head; all but the first column to the right."""
     head, *body = table
     rule = ["---", *[side] * (len(head) - 1)]
-    return [f"| {' | '.join(row)} |" for row in (head, rule, *body)]
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, rule, *body)]
+    return [f"| {' | '.join(row)} |" for row in cells]
