@@ -1,25 +1,19 @@
-"""`diffcli nll`: log-likelihood of data under the probability-flow ODE of a model."""
+"""`diffcli nll`: log-likelihood of data under a model with its errors, and the variational bound beside it."""
 
-import csv
-import math
 import time
-from pathlib import Path
-
-import numpy as np
-import torch
-from tqdm import tqdm
 
 from diffcli.commands.build import build
-from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.common import pick_device, recorded, typed
 from diffcli.commands.model import Model, check_process, check_shape, load_model
+from diffcli.commands.nll_measure import measure
+from diffcli.commands.nll_report import Report
+from diffcli.commands.prepare import training_set
 from diffcli.commands.run_folder import choose, create, say
-from diffcli.commands.walk import nfe_summary, nfe_text
 from diffcli.data.pictures import is_image, picture
-from diffcli.errors import NumericalError
-from diffcli.randomness import ItemNoise
-from diffcli.sampling import batches
-
-EXTREMES = 32  # most and least likely items in the picture, each
+from diffcli.diffusion.bound import ContinuousBound, DiscreteBound, VariationalBound
+from diffcli.diffusion.likelihood import LogDensity
+from diffcli.diffusion.prior import Prior
+from diffcli.errors import UsageError
 
 
 def run(cfg) -> int:
@@ -31,6 +25,9 @@ def run(cfg) -> int:
     items = model.data.split(cfg.split)
     n = min(cfg.n or len(items), len(items))
     check_shape(model, items[0][0].shape, "the data")
+    _check_dequantize(model)
+    _setup(likelihood, model)
+    bound = _bound(model, likelihood)
     path = choose("nll", model.config)
     if cfg.dry_run:
         say(f"would measure {n} items of the {cfg.split} split under {model.source}")
@@ -38,98 +35,95 @@ def run(cfg) -> int:
     folder = create(path, "nll", model.config)
     with recorded(folder):
         begun = time.monotonic()
-        log_prob, std_err, nfe = measure(model, items, n, likelihood, device)
-        results = summary(model, log_prob, std_err)
-        _write_csv(path / "nll.csv", log_prob, std_err)
-        files = [path / "nll.csv"]
-        if is_image(model.shape):
-            order = np.argsort(-log_prob, kind="stable")
-            chosen = np.concatenate([order[:EXTREMES], order[max(EXTREMES, n - EXTREMES) :]])
-            picture(items.__getitems__(chosen.tolist())[0].numpy(), path / "grid.png", model.data)
-            files.append(path / "grid.png")
-        folder.write(
-            "finished",
-            nfe=nfe_summary(nfe),
-            results=results | {"measuring_seconds": round(time.monotonic() - begun, 3)},
-        )
-    _report(results, model, nfe, cfg.split)
-    for file in files:
-        note = " (most likely first, least likely last)" if file.suffix == ".png" else ""
-        say(f"  {file}{note}")
+        images = is_image(model.shape)
+        report = Report(model, n, len(items), likelihood, bound, path / "nll.csv", images)
+        for batch in measure(model, items, n, likelihood, bound, device):
+            report.add(batch)
+        results = report.results()
+        notes = {"nll.csv": ""}
+        if bound is not None:
+            notes |= _draw_bound(report, results, path)
+        if images:
+            picture(report.extremes(), path / "grid.png", model.data)
+            notes["grid.png"] = " (most likely first, least likely last)"
+        seconds = round(time.monotonic() - begun, 3)
+        folder.write("finished", nfe=report.nfe, results=results | {"measuring_seconds": seconds})
+    report.print(results)
+    for name, note in notes.items():
+        say(f"  {path / name}{note}")
     return 0
 
 
-def measure(model: Model, items, n: int, likelihood, device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """log p in nats of the first n items in source units, its standard error, and the evaluations of each, (n,) each.
+def _check_dequantize(model: Model) -> None:
+    """Refuse a way to dequantise that nothing here would use."""
+    how = model.config["dequantize"]
+    if model.data.transform.levels is None and typed("dequantize=") and how != "none":
+        raise UsageError(f"dequantize={how}: these data are continuous and have no levels", "dequantize= left out")
+    if typed("dequantize_samples") and how != "importance":
+        raise UsageError(f"dequantize={how} takes one value of an item", "dequantize=importance")
 
-    log p(x) = log p(y) + log |dy/dx| for the model-space value y of a (dequantised) item x.
+
+def _setup(likelihood: LogDensity, model: Model) -> None:
+    try:
+        likelihood.setup(model.denoiser, training_set(model.data))
+    except ValueError as error:
+        raise UsageError(f"likelihood: {error}") from error
+
+
+def _bound(model: Model, likelihood: LogDensity) -> VariationalBound | None:
+    """The bound that also=elbo asks for.  Raises UsageError where it does not go with the rest."""
+    config, sde = model.config["elbo"], model.denoiser.sde
+    if model.config["also"] is None:
+        if typed("elbo."):
+            raise UsageError("elbo.* is of the variational bound, which was not asked for", "also=elbo")
+        return None
+    if not likelihood.normalised:
+        raise UsageError(
+            "also=elbo stands beside a density, and this one is known up to a constant only", "likelihood=ode"
+        )
+    discrete = config["bound"] == "discrete" or (config["bound"] == "auto" and sde.times is not None)
+    if not discrete and any(typed(f"elbo.{key}") for key in ("T", "variance")):
+        raise UsageError("elbo.T and elbo.variance are of a chain's bound", "elbo.bound=discrete")
+    levels = _decoder_levels(model, discrete)
+    try:
+        if discrete:
+            auto = "learned" if model.denoiser.outputs == 2 else "small"
+            variance = auto if config["variance"] == "auto" else config["variance"]
+            bound = DiscreteBound(config["times"], config["T"], variance)
+        else:
+            bound = ContinuousBound(config["times"])
+        prior = getattr(likelihood, "prior", None)
+        bound.setup(model.denoiser, prior if isinstance(prior, Prior) else None, levels)
+    except ValueError as error:
+        raise UsageError(f"elbo: {error}") from error
+    return bound
+
+
+def _decoder_levels(model: Model, discrete: bool) -> int | None:
+    """The levels of a decoder over bins, None for a density.
+
+    auto: a chain's own is over bins; a continuous bound takes the dequantised values that the ODE takes, if there are any.
     """
-    config, transform = model.config, model.data.transform
-    dtype = getattr(torch, config["dtype"])
-    offset = math.prod(model.shape) * transform.log_jacobian
-    columns = ([], [], [])
-    with tqdm(total=n, desc="likelihood", unit="item", disable=None, leave=False) as bar:
-        for batch in batches(n, config["batch_size"]):
-            keep = min(len(batch), n - batch.start)
-            x, _ = items.__getitems__([min(i, n - 1) for i in batch])
-            noise = ItemNoise(config["seed"], batch, model.shape, torch.float64)
-            u = noise.uniform("dequantize") if transform.levels and config["dequantize"] == "uniform" else None
-            y = transform.encode(x.double(), u).to(dtype).to(device)
-            found = likelihood(model.denoiser, y, noise)
-            for column, value in zip(columns, (found.log_prob + offset, found.std_err, found.nfe), strict=True):
-                column.append(value[:keep].cpu().numpy())
-            bar.update(keep)
-    log_prob, std_err, nfe = (np.concatenate(c) for c in columns)
-    if not np.isfinite(log_prob).all():
-        raise NumericalError(
-            f"the log-likelihood of item {int(np.flatnonzero(~np.isfinite(log_prob))[0])} is not finite"
-        )
-    return log_prob, std_err, nfe
+    levels, wish = model.data.transform.levels, model.config["elbo"]["decoder"]
+    if wish == "bin" and levels is None:
+        raise UsageError("elbo.decoder=bin: these data are continuous and have no levels", "elbo.decoder=density")
+    over_bins = wish == "bin" or (wish == "auto" and (discrete or model.config["dequantize"] == "none"))
+    return levels if over_bins else None
 
 
-def summary(model: Model, log_prob: np.ndarray, std_err: np.ndarray) -> dict:
-    """Mean and standard error over the items, in nats, and in bits/dim for data with levels."""
-    n, d = len(log_prob), math.prod(model.shape)
-    se = float(log_prob.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-    found = {
-        "n": n,
-        "dimensions": d,
-        "log_prob_mean": float(log_prob.mean()),
-        "log_prob_standard_error": se,
-        "nats_per_dim": float(-log_prob.mean() / d),
-        "divergence_std_err_mean": float(std_err.mean()) if np.isfinite(std_err).all() else None,
+def _draw_bound(report: Report, results: dict, path) -> dict[str, str]:
+    """Write bound.csv and bound.png."""
+    from diffcli.explain.bound_plot import plot
+
+    found = results["elbo"]
+    names = {"L_T": "prior", "integral": "steps", "reconstruction": "reconstruction"}
+    if isinstance(report.bound, DiscreteBound):
+        names = {"L_T": "prior", "Σ L_{t-1}": "steps", "L_0": "reconstruction"}
+    terms = {name: found[key] for name, key in names.items()} | {
+        "ELBO": found["nats"],
+        "-log p": -results["log_prob_mean"],
     }
-    if model.data.transform.levels:
-        scale = d * math.log(2)
-        found |= {
-            "bits_per_dim": float(-log_prob.mean() / scale),
-            "bits_per_dim_standard_error": None if se is None else se / scale,
-        }
-    return found
-
-
-def _report(results: dict, model: Model, nfe: np.ndarray, split: str) -> None:
-    def pm(mean: str, error: str) -> str:
-        return f"{results[mean]:.4f}" + (
-            f" ± {results[error]:.4f}" if results[error] is not None else " (one item: no standard error)"
-        )
-
-    if "bits_per_dim" in results:
-        dequantized = model.config["dequantize"]
-        say(f"bits/dim  {pm('bits_per_dim', 'bits_per_dim_standard_error')}  (dequantize={dequantized})")
-    say(f"log p     {pm('log_prob_mean', 'log_prob_standard_error')} nats an item, in {model.data.units}")
-    if results["divergence_std_err_mean"] is None:
-        say("          one probe gives no error of the divergence estimate (likelihood.probes=2 or more does)")
-    elif results["divergence_std_err_mean"] > 0:
-        say(
-            f"          of which the divergence estimate leaves ± {results['divergence_std_err_mean']:.4f} nats an item"
-        )
-    say(f"NFE       {nfe_text(nfe)} an item; {results['n']} items of the {split} split, model {model.source}")
-
-
-def _write_csv(path: Path, log_prob: np.ndarray, std_err: np.ndarray) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["index", "log_prob", "std_err"])
-        for i, row in enumerate(zip(log_prob.tolist(), std_err.tolist(), strict=True)):
-            writer.writerow([i, repr(row[0]), "" if math.isnan(row[1]) else repr(row[1])])
+    report.write_strata(path / "bound.csv")
+    title = f"variational bound of {results['n']} items, model {report.model.source}"
+    plot(report.strata(), terms, report.bound.per, title, path / "bound.png")
+    return {"bound.csv": "", "bound.png": " (the bound's terms over t)"}

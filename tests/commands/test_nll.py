@@ -1,22 +1,34 @@
 """diffcli nll: the exact density through the whole command, its units, and its errors."""
 
 import csv
+import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, norm
+from scipy.stats import t as student
 
+from diffcli.commands import nll_report
+from diffcli.commands.model import Model
+from diffcli.commands.nll_measure import measure
+from diffcli.commands.tally import Tally
+from diffcli.data.base import TensorItems
 from diffcli.data.digits import Digits
-from diffcli.diffusion.exact import GaussianMixture
+from diffcli.data.transform import Levels
+from diffcli.diffusion.exact import Exact, GaussianMixture
+from diffcli.diffusion.likelihood import Likelihood
+from diffcli.diffusion.schedule import Linear
+from diffcli.diffusion.sde import VP
 
 
 def read(path):
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", "log_prob", "std_err"]
+    assert list(rows[0])[:5] == ["index", "log_prob", "std_err", "low", "high"]
     assert [int(r["index"]) for r in rows] == list(range(len(rows)))
     return np.array([float(r["log_prob"]) for r in rows]), [r["std_err"] for r in rows]
 
@@ -104,7 +116,6 @@ def test_levels_cost_their_log_jacobian(cli, tmp_path):
     done = cli("nll", *asked, "out=l")
     assert done.code == 0, done.err
     from diffcli.checkpoint import load_denoiser
-    from diffcli.diffusion.likelihood import Likelihood
     from diffcli.randomness import ItemNoise
 
     x = Digits().split("test").x[:16].double()
@@ -118,3 +129,212 @@ def test_levels_cost_their_log_jacobian(cli, tmp_path):
     results = json.loads((tmp_path / "l/run.json").read_text())["results"]
     assert results["bits_per_dim"] == pytest.approx(-log_prob.mean() / (64 * math.log(2)))
     assert (tmp_path / "l/grid.png").exists()
+
+
+RK4 = ("likelihood.solver=rk4", "likelihood.steps=8")
+
+
+def table(path):
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    return {k: np.array([float(r[k] or "nan") for r in rows]) for k in rows[0]}
+
+
+def results_of(path):
+    return json.loads((path / "run.json").read_text())["results"]
+
+
+def test_intervals_are_students(cli, tmp_path, mixture):
+    """An item's by probes - 1 degrees; the mean's by the degrees of all probes together."""
+    assert cli(*EXACT, "likelihood.probes=4", *RK4).code == 0
+    found, results = table(tmp_path / "l/nll.csv"), results_of(tmp_path / "l")
+    half = student.ppf(0.975, 3) * found["std_err"]
+    assert np.allclose(found["high"] - found["log_prob"], half) and np.allclose(found["log_prob"] - found["low"], half)
+    error = np.sqrt((found["std_err"] ** 2).sum()) / 70
+    assert results["divergence_error_of_mean"] == pytest.approx(error)
+    ratio = results["divergence_half_interval_of_mean"] / error
+    assert student.ppf(0.975, 70 * 3) < ratio < student.ppf(0.975, 3)
+    variances = found["std_err"] ** 2
+    assert ratio == pytest.approx(student.ppf(0.975, variances.sum() ** 2 / (variances**2 / 3).sum()))
+    assert results["protocol"]["likelihood"]["probes"] == 4
+
+
+def test_sums_are_those_of_the_whole():
+    x = np.random.default_rng(0).normal(1e6, 1, size=(1000, 3))
+    tally = Tally()
+    for part in np.split(x, [1, 40, 41, 900]):
+        tally.add(part)
+    assert np.allclose(tally.mean, x.mean(0), rtol=1e-14)
+    assert np.allclose(tally.standard_error, x.std(0, ddof=1) / math.sqrt(1000), rtol=1e-9)
+    assert (tally.n, tally.min, tally.max) == (1000, x.min(), x.max())
+
+
+class Counted:
+    """Data of one value an item on N levels, in model space -1 ... 1."""
+
+    def __init__(self, levels):
+        self.transform, self.units = Levels(levels), "levels"
+
+
+def on_levels(dequantize, samples, levels=5, copies=100):
+    """The batches that `measure` gives for every level of one value, `copies` times each, and the exact probabilities."""
+    mixture = GaussianMixture(
+        torch.tensor([0.3, 0.7]), torch.tensor([[-0.5], [0.4]]), torch.tensor([[[0.02]], [[0.1]]])
+    )
+    config = dict(dtype="float64", batch_size=250, seed=1, dequantize=dequantize, dequantize_samples=samples)
+    model = Model(Exact(VP(Linear()), mixture), Counted(levels), (1,), "exact", config)
+    items = TensorItems(torch.arange(levels).repeat(copies)[:, None].to(torch.uint8))
+    ode = Likelihood(divergence="exact", solver="rk4", steps=20)
+    columns = [batch.columns for batch in measure(model, items, len(items), ode, None, torch.device("cpu"))]
+    edges = 2 * np.arange(levels + 1) / levels - 1
+    mass = sum(w * np.diff(norm.cdf(edges, m, s)) for w, m, s in ((0.3, -0.5, 0.02**0.5), (0.7, 0.4, 0.1**0.5)))
+    return {k: np.concatenate([c[k] for c in columns]).reshape(copies, levels) for k in columns[0]}, np.log(mass)
+
+
+def test_importance_tends_to_the_probability_of_a_level():
+    """One place is dequantize=uniform; in the mean it rises with K, never above log P(k), and its mean density is P(k)."""
+    uniform, truth = on_levels("uniform", 1)
+    means = []
+    for k in (1, 2, 10):
+        found, _ = on_levels("importance", k)
+        if k == 1:
+            assert np.array_equal(found["log_prob"], uniform["log_prob"])
+        else:
+            assert (found["effective_samples"] <= k + 1e-9).all() and (found["effective_samples"] >= 1).all()
+        assert np.array_equal(found["nfe"], k * uniform["nfe"])
+        means.append(found["log_prob"].mean(0))
+        p = np.exp(found["log_prob"])
+        z = (p.mean(0) - np.exp(truth)) / (p.std(0) / math.sqrt(len(p)))
+        assert np.abs(z).max() < 4
+    assert all(b.sum() > a.sum() for a, b in itertools.pairwise(means))
+    assert np.abs(means[-1] - truth).max() < 0.05 < 0.1 < np.abs(means[0] - truth).max()
+
+
+def test_importance_adds_the_errors_of_its_places(cli, tmp_path):
+    """Weighted by p_k / sum p; combined by hand from single places."""
+    from diffcli.commands.nll_measure import combined
+
+    def one(log_p, std_err):
+        b = [torch.tensor(v, dtype=torch.float64) for v in (log_p, std_err)]
+        return SimpleNamespace(
+            log_prob=b[0],
+            std_err=b[1],
+            nfe=torch.tensor([3, 4]),
+            solver_err=b[1],
+            truncation=float("nan"),
+            path_gap=0.0,
+        )
+
+    found = combined([one([0.0, 1.0], [0.1, 0.2]), one([1.0, 1.0], [0.3, 0.4])], 2.0)
+    w = 1 / (1 + math.e)
+    assert found["std_err"].tolist() == pytest.approx([w * 0.1 + (1 - w) * 0.3, 0.3])
+    assert found["log_prob"].tolist() == pytest.approx([2 + math.log((1 + math.e) / 2), 3])
+    assert found["nfe"].tolist() == [6, 8]
+    assert found["effective_samples"].tolist() == pytest.approx([1 / (w**2 + (1 - w) ** 2), 2])
+    assert found["truncation"].isnan().all() and (found["path_gap"] == 0).all()
+
+
+def test_the_picture_keeps_its_candidates_alone():
+    """Those of a whole sort, with ties in file order, whatever the batches; each item once where there are few."""
+    for n in (5, 40, 64, 300):
+        values = np.random.default_rng(n).integers(0, 40, n) / 7.0
+        report = nll_report.Report.__new__(nll_report.Report)
+        report.most, report.least = [], []
+        for i, value in enumerate(values):
+            report._keep(value, i, torch.tensor([i]))
+        order = np.argsort(-values, kind="stable")
+        chosen = np.concatenate([order[:32], order[max(32, n - 32) :]])
+        assert report.extremes()[:, 0].tolist() == chosen.tolist()
+        assert len(report.most) <= 32 and len(report.least) <= 32
+
+
+def test_the_bound_stands_beside_the_likelihood(cli, tmp_path, mixture):
+    """Exact score: equal within what the noises leave, as results, table and screen say; a chain has its own bound."""
+    args = (*EXACT, "n=48", "likelihood.divergence=exact", "also=elbo", "dtype=float64")
+    done = cli(*args)
+    assert done.code == 0, done.err
+    found, results = table(tmp_path / "l/nll.csv"), results_of(tmp_path / "l")
+    elbo = results["elbo"]
+    z = (found["elbo"] + mixture[:48]) / found["elbo_std_err"]
+    assert abs(z.mean()) < 4 / math.sqrt(48) and 0.7 < z.std() < 1.4
+    assert elbo["nats"] == pytest.approx(found["elbo"].mean())
+    assert elbo["monte_carlo_error"] == pytest.approx(math.sqrt((found["elbo_std_err"] ** 2).sum()) / 48)
+    assert elbo["nats"] == pytest.approx(elbo["prior"] + elbo["steps"] + elbo["reconstruction"])
+    strata = table(tmp_path / "l/bound.csv")
+    assert len(strata["sum"]) == 32
+    assert strata["sum"].sum() == pytest.approx(elbo["steps"])
+    assert np.allclose(strata["mean"] * strata["measure"], strata["sum"])
+    assert f"{elbo['nats']:.4f} ±" in done.out and "continuous" in done.out
+    assert set(found["elbo_nfe"]) == {68}
+    assert (tmp_path / "l/bound.png").exists()
+    done = cli(*args, *RK4, "schedule=ddpm", "schedule.T=50", "elbo.times=8", "overwrite=true")
+    assert done.code == 0, done.err
+    chain = results_of(tmp_path / "l")
+    assert chain["protocol"]["elbo"] == dict(
+        bound="DiscreteBound", times=8, decoder="density", T=None, variance="small"
+    )
+    assert chain["elbo"]["nats"] > -mixture[:48].mean()
+    assert "L_0" in done.out and len(table(tmp_path / "l/bound.csv")["sum"]) == 4
+
+
+def test_the_bound_of_levels(cli, tmp_path):
+    """A level's probability or its dequantised density, in bits/dim either way; of centres where nothing is dequantised."""
+    tiny = ("network.channels=8", "network.multipliers=[1]", "network.attention=[]", "preview.every=0")
+    assert cli("train", *tiny, "trainer.max_steps=3", "out=t").code == 0
+    args = ("nll", "ckpt=t/checkpoints/last.ckpt", "n=3", "also=elbo", "elbo.times=4", "likelihood.probes=2", *RK4)
+    for more, decoder in ((), "density"), (("dequantize=none",), "bin"), (("elbo.bound=discrete", "elbo.T=9"), "bin"):
+        done = cli(*args, *more, "out=l", "overwrite=true")
+        assert done.code == 0, done.err
+        results, found = results_of(tmp_path / "l"), table(tmp_path / "l/nll.csv")
+        assert results["protocol"]["elbo"]["decoder"] == decoder
+        assert results["elbo"]["bits_per_dim"] == pytest.approx(results["elbo"]["nats"] / (64 * math.log(2)))
+        assert np.allclose(found["bits_per_dim"], -found["log_prob"] / (64 * math.log(2)))
+        assert found["elbo_prior"] + found["elbo_steps"] + found["elbo_reconstruction"] == pytest.approx(found["elbo"])
+        assert (found["elbo"] > 0).all()
+        assert f"ELBO      {results['elbo']['bits_per_dim']:.4f}" in done.out
+
+
+def test_a_failure_leaves_what_was_measured(cli, tmp_path):
+    """The rows of the batches before it are in the table."""
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    x[35] = 1e200
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "m.npz", weights=[1.0], means=np.zeros((1, 2)), covs=np.eye(2)[None])
+    args = ("nll", "network=exact", "network.file=m.npz", "data=array", "data.file=x.npy", "batch_size=16", "out=l")
+    done = cli(*args, *RK4)
+    assert (done.code, done.err.count("error: ")) == (4, 1), done.err
+    assert len(table(tmp_path / "l/nll.csv")["log_prob"]) == 32
+    assert json.loads((tmp_path / "l/run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("also=vlb",), "also"),
+        (("elbo.times=64",), "was not asked for"),
+        (("also=elbo", "elbo.times=7"), "even"),
+        (("also=elbo", "elbo.times=all"), "discrete bound"),
+        (("also=elbo", "elbo.times=some"), "elbo.times"),
+        (("also=elbo", "elbo.T=50"), "elbo.bound=discrete"),
+        (("also=elbo", "elbo.bound=discrete", "elbo.variance=learned"), "prediction.outputs=2"),
+        (("also=elbo", "elbo.decoder=bin"), "no levels"),
+        (("also=elbo", "elbo.bound=both"), "elbo.bound"),
+        (("also=elbo", "likelihood=path", "likelihood.grid=0"), "up to a constant"),
+        (("dequantize=importance",), "no levels"),
+        (("dequantize_samples=4",), "dequantize=importance"),
+        (("dequantize=variational",), "dequantize"),
+    ],
+)
+def test_what_does_not_fit_is_refused(cli, tmp_path, words, sentence):
+    done = cli("nll", "network=exact", "data=mixture", "out=l", *words)
+    assert done.code == 2, done.err
+    assert sentence in done.err and done.err.count("\n") <= 2
+    assert not (tmp_path / "l").exists()
+
+
+def test_an_unnormalised_density_has_no_bits(cli, tmp_path, mixture):
+    done = cli(*EXACT, "likelihood=path", "likelihood.grid=0", "n=16")
+    assert done.code == 0, done.err
+    results = results_of(tmp_path / "l")
+    assert "up to a constant" in done.out and "bits/dim" not in done.out
+    assert "nats_per_dim" not in results and results["normalised"] is False

@@ -34,6 +34,15 @@ class Bound(NamedTuple):
         return self.prior + self.steps + self.reconstruction
 
 
+class Part(NamedTuple):
+    """An estimate (B,) at one noise eps; `slope` (B,) times `||error||^2`, error = eps_theta - eps, is the random part of it."""
+
+    value: Tensor
+    slope: Tensor | None
+    error: Tensor
+    eps: Tensor
+
+
 class Strata(NamedTuple):
     """The J parts that the levels are divided into, from the data on: their ends in t (J,), and how much each holds (J,)."""
 
@@ -83,12 +92,12 @@ class VariationalBound(ABC):
         """Make ready for these items: what is noised, the number of strata, and the noises in each."""
 
     @abstractmethod
-    def _part(self, denoiser: Denoiser, x0: Tensor, j: int, u: Tensor, eps: Tensor, cond: dict) -> Tensor:
-        """An unbiased estimate (B,) of what stratum j adds, at the fraction u (B,) of it."""
+    def _part(self, denoiser: Denoiser, x0: Tensor, j: int, u: Tensor, eps: Tensor, cond: dict) -> "Part":
+        """An unbiased estimate of what stratum j adds, at the fraction u (B,) of it."""
 
     @abstractmethod
-    def _reconstruction(self, denoiser: Denoiser, x0: Tensor, eps: Tensor, cond: dict) -> Tensor:
-        """-log p(x_0 | x) at the least noisy level, at one noise, (B,)."""
+    def _reconstruction(self, denoiser: Denoiser, x0: Tensor, eps: Tensor, cond: dict) -> "Part":
+        """-log p(x_0 | x) at the least noisy level, at one noise."""
 
     @torch.no_grad()
     def __call__(self, denoiser: Denoiser, x0: Tensor, noise, **cond) -> Bound:
@@ -99,14 +108,12 @@ class VariationalBound(ABC):
         def eps(name: str) -> Tensor:
             return noise(f"elbo eps {name}").to(x0)
 
-        def part(j: int, k: int) -> Tensor:
+        def part(j: int, k: int) -> Part:
             u = noise.uniform(f"elbo t {j} {k}").double().flatten(1)[:, 0].to(x0.device)
-            return self._part(denoiser, x0, j, u, eps(f"{j} {k}"), cond).double()
+            return self._part(denoiser, x0, j, u, eps(f"{j} {k}"), cond)
 
-        parts = torch.stack([torch.stack([part(j, k) for k in range(draws)]) for j in range(count)])  # (J, draws, B)
-        last = torch.stack(
-            [self._reconstruction(denoiser, x0, eps(f"last {k}"), cond).double() for k in range(RECONSTRUCTIONS)]
-        )
+        parts = torch.stack([_steadied([part(j, k) for k in range(draws)]) for j in range(count)])  # (J, draws, B)
+        last = _steadied([self._reconstruction(denoiser, x0, eps(f"last {k}"), cond) for k in range(RECONSTRUCTIONS)])
         variance = _variance_of_sum(parts) + last.var(0) / len(last)
         nfe = torch.full((x0.shape[0],), (evaluations(denoiser) - before) // x0.shape[0])
         parts = parts.mean(1).T
@@ -120,3 +127,19 @@ def _variance_of_sum(parts: Tensor) -> Tensor:
     if len(parts) < 2:
         return torch.full_like(parts[0, 0], float("nan"))
     return 0.5 * parts[:, 0].diff(dim=0).square().sum(0) * len(parts) / (len(parts) - 1)
+
+
+def _steadied(parts: list[Part]) -> Tensor:
+    """Estimates (draws, B) of one thing, each without the noise that another one foretells.
+
+    Where eps_theta = w eps + ..., `||error||^2` moves as `(1 - w)^2 ||eps||^2`, whose mean is known: `slope sum c (eps^2 - 1)`
+    is taken off, with c = (1 - w)^2 from the next draw, which is independent of this one, so that nothing is biased.
+    """
+    values = torch.stack([p.value.double() for p in parts])
+    if len(parts) < 2 or parts[0].slope is None:
+        return values
+    for k, part in enumerate(parts):
+        other = parts[(k + 1) % len(parts)]
+        c = (other.error / other.eps).double().clamp(-1, 0) ** 2  # 1 - w = -error/eps
+        values[k] -= part.slope * (c * (part.eps.double() ** 2 - 1)).flatten(1).sum(1)
+    return values

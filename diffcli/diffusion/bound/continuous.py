@@ -2,7 +2,7 @@
 
 import torch
 
-from diffcli.diffusion.bound.base import Strata, VariationalBound
+from diffcli.diffusion.bound.base import Part, Strata, VariationalBound
 from diffcli.diffusion.bound.decoder import centres, decoder
 from diffcli.diffusion.numeric import match, require
 
@@ -44,14 +44,17 @@ class ContinuousBound(VariationalBound):
         width = (self.high - self.low) / self.count
         sde = denoiser.sde
         t = sde.time(self.high - (j + u) * width).clamp(sde.t_min, sde.t_max)
-        return width * self._error(denoiser, x0, t, eps, cond).double().flatten(1).square().sum(1)
+        error = self._error(denoiser, x0, t, eps, cond)
+        square = error.double().flatten(1).square().sum(1)
+        return Part(width * square, torch.full_like(square, width), error, eps)
 
     def _reconstruction(self, denoiser, x0, eps, cond):
         t = torch.full((len(x0),), denoiser.sde.t_min, dtype=torch.float64, device=x0.device)
         lam = denoiser.sde.lam(t)
         error = self._error(denoiser, x0, t, eps, cond).double()
         miss, log_std = match(torch.exp(-lam), error) * error, match(-lam, error)
-        return decoder(x0, miss, log_std, self.levels).flatten(1).sum(1)
+        value = decoder(x0, miss, log_std, self.levels).flatten(1).sum(1)
+        return Part(value, None if self.levels else torch.full_like(value, 0.5), error, eps)
 
     @staticmethod
     def _error(denoiser, x0, t, eps, cond):

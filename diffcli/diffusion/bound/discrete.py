@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.bound.base import Strata, VariationalBound
+from diffcli.diffusion.bound.base import Part, Strata, VariationalBound
 from diffcli.diffusion.bound.decoder import centres
 from diffcli.diffusion.bound.terms import Terms
 from diffcli.diffusion.chain import Chain
@@ -73,11 +73,16 @@ class DiscreteBound(VariationalBound):
         at = (j + u.cpu()) / self.count
         row = (torch.searchsorted(self.ends, at, right=True) - 1).clamp(0, len(self.share) - 1)
         weight = (1 / (self.share[row] * self.count)).to(x0.device)
-        return weight * self._term(denoiser, x0, row.to(x0.device) + 1, eps, cond).double()
+        part = self._term(denoiser, x0, row.to(x0.device) + 1, eps, cond)
+        slope = None if part.slope is None else weight * part.slope
+        return part._replace(value=weight * part.value.double(), slope=slope)
 
     def _reconstruction(self, denoiser, x0, eps, cond):
-        return self._term(denoiser, x0, torch.zeros(len(x0), dtype=torch.long, device=x0.device), eps, cond)
+        first = torch.zeros(len(x0), dtype=torch.long, device=x0.device)
+        return self._term(denoiser, x0, first, eps, cond)._replace(slope=None)
 
-    def _term(self, denoiser: Denoiser, x0: Tensor, i: Tensor, eps: Tensor, cond: dict) -> Tensor:
-        error, v = self.terms.read(denoiser, x0, self.chain.t[i], eps, cond)
-        return self.terms(self.chain, i, x0, error, v)
+    def _term(self, denoiser: Denoiser, x0: Tensor, i: Tensor, eps: Tensor, cond: dict) -> Part:
+        chain = self.chain
+        error, v = self.terms.read(denoiser, x0, chain.t[i], eps, cond)
+        slope = None if isinstance(v, Tensor) else 0.5 * torch.exp(-chain.gap[i] * v) * chain.gain[i]
+        return Part(self.terms(chain, i, x0, error, v), slope, error, eps)
