@@ -54,7 +54,9 @@ def test_it_is_posterior_and_mahalanobis_distance_by_another_library():
     assert 0.1 < found.between < 0.9
     assert found.between == pytest.approx(1 - near.any(1).double().mean().item())
     assert found.near == [int(((best == k) & near[:, k]).sum()) for k in range(4)]
-    expected = (joint / joint.sum(1, keepdim=True)).mean(0)
+    posterior = joint / joint.sum(1, keepdim=True)
+    expected = posterior.mean(0)
+    torch.testing.assert_close(torch.tensor(found.std_err, dtype=torch.float64), posterior.std(0) / math.sqrt(300))
     torch.testing.assert_close(torch.tensor(found.share, dtype=torch.float64), expected)
     assert found.total_variation == pytest.approx(0.5 * (expected - mixture.weights).abs().sum().item())
 
