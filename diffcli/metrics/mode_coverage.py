@@ -59,7 +59,6 @@ def mode_coverage(samples: Tensor, mixture: GaussianMixture, within: float = WIT
         raise UsageError(f"{n} samples show no share of the modes; at least 2 are needed")
     log_joint = mixture.components(x.to(mixture.means.device))[0]
     posterior = torch.softmax(log_joint, 1)
-    near_any = torch.zeros(n, dtype=torch.bool, device=log_joint.device)
     radius2 = float(chi2.ppf(within, d))
     # log w N = log w - d/2 log 2 pi - log det / 2 - M^2 / 2
     peak = mixture.weights.log() - 0.5 * (mixture.variances.log() + math.log(2 * math.pi)).sum(1)
