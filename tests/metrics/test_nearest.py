@@ -41,6 +41,15 @@ def test_near_copies_far_from_the_origin_keep_their_digits():
     assert (indices[:, 0] == torch.arange(50)).all()
 
 
+def test_a_nearer_copy_in_a_later_block_is_not_lost_to_rounding(monkeypatch):
+    monkeypatch.setattr(module, "ITEMS", 40)
+    queries = normal(40, 300, 0)
+    items = torch.cat([queries + 1e-4, queries.flip(0) + 5e-5])  # squares far below what float32 resolves
+    distances, indices = Nearest(items)(queries)
+    assert (indices[:, 0] == torch.arange(79, 39, -1)).all()
+    torch.testing.assert_close(distances[:, 0], torch.full((40,), 5e-5 * 300**0.5, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("d", [2, 40])
 def test_an_item_does_not_find_itself_where_it_is_told_not_to(d, monkeypatch):
     monkeypatch.setattr(module, "ITEMS", 8)
