@@ -93,6 +93,12 @@ def mixture_moments(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
     return mean, torch.einsum("k,kij->ij", mixture.weights, mixture.covs) + apart.T * mixture.weights @ apart
 
 
+def known_mixture(denoiser: Denoiser, data: TrainingSet) -> GaussianMixture | None:
+    """The model's own mixture, else that of the data, else None."""
+    own = [m.mixture for m in denoiser.modules() if isinstance(m, Exact)]
+    return own[0] if own else data.mixture
+
+
 def matched_prior(denoiser: Denoiser, data: TrainingSet) -> MatchedPrior:
     """The prior with the moments of the model's own mixture, else of the data's, else of the training items.
 
@@ -100,7 +106,6 @@ def matched_prior(denoiser: Denoiser, data: TrainingSet) -> MatchedPrior:
     """
     d = math.prod(data.shape)
     require(d <= LARGEST, f"prior=moments decomposes a covariance of at most {LARGEST} dimensions, the data have {d}")
-    own = [m.mixture for m in denoiser.modules() if isinstance(m, Exact)]
-    known = own[0] if own else data.mixture
+    known = known_mixture(denoiser, data)
     mean, cov = moments(data.items()) if known is None else mixture_moments(known)
     return MatchedPrior(denoiser.sde, mean.cpu(), cov.cpu())

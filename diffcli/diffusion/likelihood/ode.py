@@ -14,7 +14,7 @@ from diffcli.diffusion.likelihood.solver import InLam, Solver
 from diffcli.diffusion.likelihood.truncation import truncation
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.ode import DormandPrince, FixedStep
-from diffcli.diffusion.prior import Prior, StandardPrior, matched_prior
+from diffcli.diffusion.prior import Prior, StandardPrior, known_mixture, matched_prior
 
 PRIORS = {"standard": lambda denoiser, data: StandardPrior(denoiser.sde), "moments": matched_prior}
 TOL = {"exponential": 0.01, "rk45": 1e-5}  # unless another is asked for
@@ -62,6 +62,11 @@ class Likelihood(LogDensity):
 
     def setup(self, denoiser, data):
         self.prior = PRIORS[self.wish](denoiser, data)
+        mixture = known_mixture(denoiser, data)
+        if mixture is not None:
+            self.solver.setup(mixture.variances.min().sqrt().item())
+        elif data.levels is not None:
+            self.solver.setup(1 / (3**0.5 * data.levels))  # of the uniform noise within a level
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, noise, **cond) -> LogLikelihood:
         require(

@@ -21,6 +21,9 @@ class Walk(NamedTuple):
 class Solver(ABC):
     """A way along the probability-flow ODE."""
 
+    def setup(self, finest: float) -> None:  # noqa: B027 - most need nothing
+        """Told the standard deviation of the data's finest structure, before any work."""
+
     @abstractmethod
     def __call__(self, field: Field, x0: Tensor) -> Walk:
         """From x0 (B, *S) at t_min to t_max."""
