@@ -8,7 +8,7 @@ from torch import Tensor
 from diffcli.errors import UsageError
 from diffcli.metrics.kid import checked
 
-BLOCK = 2**22  # distances held at once, 32 MB
+BLOCK = 2**18  # distances held at once, 2 MB: blocks beyond the cache take longer
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def test_every_option_builds(path, tmp_path):
     if name == "exact":
         assert isinstance(build(composed("sample", *EXACT)["denoiser"], "network"), Denoiser)
         return
-    command = {"likelihood": "nll"}.get(group, "train")
+    command = {"likelihood": "nll", "features": "evaluate"}.get(group, "train")
     if f"{group}={name}" in ALONE:
         config = composed(command, *ALONE[f"{group}={name}"])
         assert config[group].get("_target_") == OmegaConf.load(path).get("_target_")

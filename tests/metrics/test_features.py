@@ -5,8 +5,10 @@ import sys
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
+from diffcli.commands.build import build
 from diffcli.errors import CheckpointError, DiffcliError, NumericalError, UsageError
 from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.classifier import ClassifierFeatures
@@ -15,6 +17,7 @@ from diffcli.metrics.features.inception import Inception
 from diffcli.metrics.features.module import ModuleFeatures
 from diffcli.metrics.features.pixels import Pixels
 from diffcli.metrics.features.statistics import collect
+from diffcli.paths import conf_dir
 
 
 def images(n, shape=(1, 6, 6), levels=256, seed=0):
@@ -154,6 +157,15 @@ def test_a_module_that_does_not_fit_is_refused_in_words():
         ready(ModuleFeatures(lambda x: x.flatten(1) / 0))
     with pytest.raises(UsageError, match="12288 dimensions is too large"):
         ready(Pixels(), shape=(3, 64, 64))
+
+
+def test_a_module_is_named_on_the_command_line():
+    node = OmegaConf.to_container(OmegaConf.load(conf_dir() / "features/module.yaml"))
+    with pytest.raises(UsageError, match="needs your own module"):
+        ready(build(node, "features"))
+    node["module"] = {"_target_": "torch.nn.Unflatten", "dim": 1, "unflattened_size": [1, 1]}
+    network = ready(build(node | {"method": "forward", "label": "mine"}, "features"))
+    assert (network.name, network.dim) == ("mine", 36)
 
 
 @pytest.mark.parametrize("kind", [Inception, DINOv2])
