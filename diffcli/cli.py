@@ -14,7 +14,7 @@ from diffcli.help import ABOUT, command_help, usage
 
 ALIASES = {"likelihood": "nll"}
 MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
-FROM_CHECKPOINT = ("sample", "nll", "evaluate", "compare", "explain")
+FROM_CHECKPOINT = ("sample", "nll", "evaluate", "compare", "explain", "diagnose")
 
 
 def main(argv: list[str] | None = None) -> int:

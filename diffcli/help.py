@@ -3,10 +3,11 @@
 from pathlib import Path
 
 ABOUT = {
-    "train": "train a score network",
+    "train": "train a score network, or a classifier",
     "sample": "draw samples from a trained model",
     "nll": "log-likelihood and bits/dim of data under a model (also: likelihood)",
     "evaluate": "compare samples with held-out data",
+    "diagnose": "where a model fails: checks with plots on one page; self_check=true: this program's own laws",
     "compare": "samplers side by side on one model: which is best at how many network evaluations",
     "samplers": "the table of all samplers: kind, order, evaluations a step",
     "import": "make a checkpoint of a diffusers model, or of what export wrote",
