@@ -54,6 +54,11 @@ def test_what_sampling_the_kde_network_gives_is_found():
     assert found.memorised and found.copies > 0.9
 
 
+def test_a_copy_of_an_item_that_is_there_twice_is_a_copy():
+    training = normal(50, 4, 0)
+    assert judged(training.repeat(2, 1), normal(40, 4, 1), training[:40]).copies == 1
+
+
 def test_a_smooth_kde_is_found_though_no_sample_is_a_copy():
     training = normal(300, 5, 0)
     found = judged(training, normal(300, 5, 1), copies(training, 300, 0.3))
