@@ -7,6 +7,7 @@ from pathlib import Path
 from diffcli.commands.build import check_type
 from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.evaluation import VERSIONS, card_of, measures_of, network_of
+from diffcli.commands.given import Given, load_given
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say, write_text
 from diffcli.commands.walk import plan_walk, stream
@@ -26,19 +27,20 @@ FILES = ("card.md", "card.json", "card.png", "neighbours.png")
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
-    model = load_model(cfg, device, shares=True)
+    model = load_model(cfg, device, shares=True) if cfg.samples is None else load_given(cfg)
     config = model.config
     check_type(config["n"], int, "n")
     if config["n"] < 2:
         raise UsageError(f"n={config['n']} samples are too few to compare with data: at least 2 are needed")
-    walk = plan_walk(config, model)
+    walk = plan_walk(config, model) if cfg.samples is None else None
+    given = None if cfg.samples is None else Given(model, config["n"], config["repeats"])
     items = model.data.split(config["split"])
     check_shape(model, items[0][0].shape, "the data")
     network = network_of(model, device)
     path = choose("evaluate", config)
     if cfg.dry_run:
         say(
-            f"would draw {cfg.repeats} × {cfg.n} samples from {model.source}, for {len(items)} items of the {cfg.split} split"
+            f"would measure {cfg.repeats} × {cfg.n} samples of {model.source} against {len(items)} items of the {cfg.split} split"
         )
         return 0
     folder = create(path, "evaluate", config)
@@ -49,8 +51,11 @@ def run(cfg) -> int:
             reading = next((m.collector() for m in measures if isinstance(m, FeatureMeasures)), None)
             return Taken(model.data.transform, config["compared"], reading)
 
-        drawn = stream(walk, model, config | {"n": config["n"] * config["repeats"]}, device)
-        found = evaluate(drawn, config["n"], measures, take)
+        if given is None:
+            batches = stream(walk, model, config | {"n": config["n"] * config["repeats"]}, device)
+        else:
+            batches = given.batches(config["batch_size"])
+        found = evaluate(batches, config["n"], measures, take)
         card = card_of(model, walk, items, measures, found, device)
         if config["neighbours"]:
             card.memorisation = _memorisation(model, found.first, path)
@@ -62,7 +67,7 @@ def run(cfg) -> int:
         card_picture.draw(card, found.first.first.numpy(), real, model.data.transform.levels, path / "card.png")
         figures = {f.name: {"mean": f.mean, "sd": f.sd} for f in card.figures}
         results = {"figures": figures, "memorised": card.memorisation.get("memorised"), "warnings": card.warnings}
-        folder.write("finished", steps=card.draw["steps"], nfe=card.draw["nfe"], results=results)
+        folder.write("finished", steps=card.draw.get("steps"), nfe=card.draw.get("nfe"), results=results)
     for line in [card.title, *text(card)]:
         say(line)
     for file in FILES:

@@ -1,6 +1,5 @@
 """What `diffcli evaluate` measures for a model and its data, and the fields of its card."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import torch
 
 from diffcli.commands.build import build
 from diffcli.commands.common import typed
+from diffcli.commands.given import file_hash
 from diffcli.commands.model import Model
 from diffcli.commands.walk import Walk
 from diffcli.data.base import Items
@@ -57,8 +57,8 @@ def measures_of(model: Model, items: Items, network: FeatureNetwork | None) -> l
     return found
 
 
-def card_of(model: Model, walk: Walk, items: Items, measures: list[Measure], found: Found, device) -> Card:
-    """The card without its memorisation."""
+def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measure], found: Found, device) -> Card:
+    """The card without its memorisation; walk None for samples that were given."""
     config, data = model.config, model.data
     levels, n = data.transform.levels, config["n"]
     of_features = (m for m in measures if isinstance(m, FeatureMeasures))
@@ -77,18 +77,20 @@ def card_of(model: Model, walk: Walk, items: Items, measures: list[Measure], fou
     }
     for measure in measures:
         protocol |= measure.protocol()
-    steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
     draw = {
-        "sampler": named(config["sampler"]),
-        "grid": named(config["grid"]),
-        "steps": steps,
-        "nfe": found.nfe.summary(),
-        "last": walk.last,
-        "seed": config["seed"],
         "repeats": config["repeats"],
-        "dtype": config["dtype"],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+    if walk is not None:
+        draw |= {
+            "sampler": named(config["sampler"]),
+            "grid": named(config["grid"]),
+            "steps": len(walk.times) - 1 if walk.sampler.evaluations is not None else None,
+            "nfe": found.nfe.summary(),
+            "last": walk.last,
+            "seed": config["seed"],
+            "dtype": config["dtype"],
+        }
     warnings = [f"{found.labels[name]} is left out: {reason}" for name, reason in found.left_out.items()]
     if not protocol["data"]["held_out"]:
         warnings.append(f"the {config['split']} split of this data set is not held out from training")
@@ -97,14 +99,10 @@ def card_of(model: Model, walk: Walk, items: Items, measures: list[Measure], fou
         warnings.append(
             f"{share:.1%} of the values lay over {OFF:.0%} of the range outside the levels 0..{levels - 1}, and were clipped"
         )
-    card = Card(protocol, _model(model), draw, found.figures, warnings=warnings)
-    card.title = f"{_title(model)} on {protocol['data']['set']} {config['split']}"
-    return Card(
-        **(
-            vars(card)
-            | json.loads(json.dumps({k: getattr(card, k) for k in ("protocol", "model", "draw")}, default=str))
-        )
-    )
+    # as they are read from a file: lists for tuples, text for what JSON has no word for
+    protocol, who, draw = json.loads(json.dumps([protocol, _model(model), draw], default=str))
+    title = f"{_title(model)} on {protocol['data']['set']} {config['split']}"
+    return Card(protocol, who, draw, found.figures, warnings=warnings, title=title)
 
 
 def data_name(node: dict) -> str:
@@ -121,10 +119,12 @@ def named(node: dict) -> dict:
 
 def _model(model: Model) -> dict:
     config = model.config
+    if config["samples"] is not None:
+        return {"source": model.source, "sha256": file_hash(model.source)}
     ckpt = config["ckpt"]
     found = {"source": model.source, "weights": config["weights"] if ckpt else None}
     if ckpt:
-        found["sha256"] = hashlib.sha256(Path(ckpt).read_bytes()).hexdigest()[:16]
+        found["sha256"] = file_hash(ckpt)
     found |= {part: config[part]["_target_"].rpartition(".")[2] for part in ("denoiser", "sde") if config.get(part)}
     error = (config.get("network") or {}).get("error")
     return found | ({"error": error} if error else {})
@@ -133,6 +133,8 @@ def _model(model: Model) -> dict:
 def _title(model: Model) -> str:
     """The run's folder and the checkpoint's name, or what else the model is."""
     ckpt, error = model.config["ckpt"], (model.config.get("network") or {}).get("error")
+    if model.config["samples"] is not None:
+        return f"the samples of {Path(model.source).name}"
     if ckpt is None:
         return model.source + (f" with an error of {error:g}" if error else "")
     path = Path(ckpt)

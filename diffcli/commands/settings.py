@@ -61,6 +61,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "compared": (int, 2, None),
     "neighbours": (bool, None, None),
     "floor": (bool, None, None),
+    "samples": (str | None, None, None),
     "cards": (list[str] | str | None, None, None),
     "start": (str | None, None, None),
     "trajectory": (bool, None, None),

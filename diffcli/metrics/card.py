@@ -10,6 +10,7 @@ from diffcli.errors import UsageError
 
 VERSION = 1  # of the file
 NAME = "card.json"
+SAID = 4  # differing fields that are named with their values
 
 
 @dataclass(frozen=True)
@@ -147,12 +148,12 @@ def check_alike(cards: dict[str, Card]) -> None:
     if not fields:
         return
     said = []
-    for key, column in fields.items():
+    for i, (key, column) in enumerate(fields.items()):
         values = dict.fromkeys(map(_short, column.values()))
-        said.append(f"{key} ({', '.join(values)})")
+        said.append(f"{key} ({', '.join(values)})" if i < SAID else key)
     raise UsageError(
         f"these cards cannot be compared, their protocols differ in {'; '.join(said)}",
-        "evaluate the models again with the same settings",
+        "diffcli evaluate again, with the same data, split, n and features",
     )
 
 

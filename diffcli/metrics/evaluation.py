@@ -22,6 +22,8 @@ class Evaluations:
 
     def add(self, nfe: np.ndarray) -> None:
         """Count those of a batch (B,)."""
+        if len(nfe) == 0:  # of samples that were not drawn here
+            return
         self.n, self.total = self.n + len(nfe), self.total + int(nfe.sum())
         self.least = int(min(nfe)) if self.least is None else min(self.least, int(nfe.min()))
         self.most = int(max(nfe)) if self.most is None else max(self.most, int(nfe.max()))
