@@ -7,6 +7,7 @@ from diffcli.commands.common import pick_device, recorded, typed
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.nll_measure import measure
 from diffcli.commands.nll_report import Report
+from diffcli.commands.nll_text import show
 from diffcli.commands.prepare import training_set
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.data.pictures import is_image, picture
@@ -48,7 +49,7 @@ def run(cfg) -> int:
             notes["grid.png"] = " (most likely first, least likely last)"
         seconds = round(time.monotonic() - begun, 3)
         folder.write("finished", nfe=report.nfe, results=results | {"measuring_seconds": seconds})
-    report.print(results)
+    show(report, results)
     for name, note in notes.items():
         say(f"  {path / name}{note}")
     return 0

@@ -1,4 +1,4 @@
-"""What `diffcli nll` says of its figures: their errors, the protocol behind them, and the rows of its tables."""
+"""What `diffcli nll` finds in its figures: their errors, the protocol behind them, and the rows of its tables."""
 
 import csv
 import heapq
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffcli.commands.model import Model
 from diffcli.commands.nll_measure import Measured
-from diffcli.commands.run_folder import say
 from diffcli.commands.tally import Tally, known
 from diffcli.diffusion.bound import VariationalBound
 
@@ -68,7 +67,7 @@ class Report:
         log_prob, std_err = columns["log_prob"], columns["std_err"]
         half = std_err * (math.nan if self.t is None else self.t)
         first = {"log_prob": log_prob, "std_err": std_err, "low": log_prob - half, "high": log_prob + half}
-        if self._has_bits():
+        if self.has_bits:
             first["bits_per_dim"] = -log_prob / (self.d * math.log(2))
         return first | {k: v for k, v in columns.items() if k not in first}
 
@@ -86,7 +85,8 @@ class Report:
         worst = sorted((c for c in self.least if c[1] not in there), key=lambda c: c[0])
         return torch.stack([x for _, _, x in [*best, *worst]]).numpy()
 
-    def _has_bits(self) -> bool:
+    @property
+    def has_bits(self) -> bool:
         return bool(self.levels) and self.likelihood.normalised
 
     @property
@@ -134,7 +134,7 @@ class Report:
         }
         if self.likelihood.normalised:
             found["nats_per_dim"] = -found["log_prob_mean"] / self.d
-        if self._has_bits():
+        if self.has_bits:
             found |= {
                 "bits_per_dim": -found["log_prob_mean"] / scale,
                 "bits_per_dim_standard_error": None if se is None else se / scale,
@@ -208,71 +208,3 @@ class Report:
             writer.writerow(columns)
             for row in zip(*(c.tolist() for c in columns.values()), strict=True):
                 writer.writerow(["" if math.isnan(v) else repr(v) for v in row])
-
-    def print(self, results: dict) -> None:
-        """The figures on screen."""
-        config, units = self.model.config, self.model.data.units
-        if "bits_per_dim" in results:
-            how = f"dequantize={config['dequantize']}"
-            if "dequantize_effective_samples" in results:
-                how += f", {config['dequantize_samples']} places, of which {results['dequantize_effective_samples']:.1f} count"
-            say(f"bits/dim  {_pm(results, 'bits_per_dim', 'bits_per_dim_standard_error')}  ({how})")
-        constant = "" if results["normalised"] else ", up to a constant that is the same for all items"
-        say(f"log p     {_pm(results, 'log_prob_mean', 'log_prob_standard_error')} nats an item, in {units}{constant}")
-        for line in self._errors(results):
-            say(f"          {line}")
-        if self.bound is not None:
-            self._print_elbo(results)
-        nfe = self.nfe
-        counted = (
-            f"{nfe['min']}" if nfe["min"] == nfe["max"] else f"{nfe['mean']:.1f} (from {nfe['min']} to {nfe['max']})"
-        )
-        say(f"NFE       {counted} an item; {self.n} items of the {config['split']} split, model {self.model.source}")
-
-    def _errors(self, results: dict):
-        """A line for each error that is known."""
-        half = results["divergence_half_interval_of_mean"]
-        if half is None:
-            yield "one probe gives no error of the divergence estimate (likelihood.probes=2 or more does)"
-        elif half > 0:
-            each = results["divergence_std_err_mean"]
-            yield f"the divergence estimate leaves ± {half:.2g} on the mean (95 %), ± {self.t * each:.2g} on an item"
-            if "dequantize_effective_samples" in results:
-                bias = 0.5 * float(self.tallies["variance"].mean)
-                yield f"and inside the log of dequantize=importance it raises the value by {bias:.2g} at most"
-        if results["solver_err_mean"] is not None:
-            yield f"the solver's own error is about {results['solver_err_mean']:.2g} nats an item"
-        if results["truncation_mean"] is not None:
-            at = results["protocol"]["t_min"]
-            yield f"to end at t_min = {at:g} changes it by about {results['truncation_mean']:.2g} nats an item"
-        if results["path_gap_mean"] is not None:
-            yield f"another path to the item gives values that differ by {results['path_gap_mean']:.2g} nats"
-        wish = self.model.config["likelihood"].get("prior")
-        if wish is not None:
-            std = f"{results['protocol']['prior_std']:.4g}"
-            names = {
-                "standard": f"N(0, {std}^2 I)",
-                "moments": "the Gaussian with the moments of the training items, noised",
-            }
-            yield f"prior: {names.get(wish, wish)}"
-
-    def _print_elbo(self, results: dict) -> None:
-        found, protocol = results["elbo"], results["protocol"]["elbo"]
-        kind = "continuous" if protocol["bound"].startswith("Continuous") else "discrete"
-        unit = "of the level's probability" if protocol["decoder"] == "bin" else "of the density"
-        if "bits_per_dim" in found:
-            say(
-                f"ELBO      {_pm(found, 'bits_per_dim', 'bits_per_dim_standard_error')} bits/dim, an upper bound {unit}"
-            )
-        say(f"          {_pm(found, 'nats', 'standard_error')} nats an item ({kind}, elbo.times={protocol['times']})")
-        names = ("L_T", "sum L_{t-1}", "L_0") if kind == "discrete" else ("L_T", "integral", "reconstruction")
-        terms = zip(names, (found[k] for k in ("prior", "steps", "reconstruction")), strict=True)
-        say("          = " + " + ".join(f"{name} {value:.4f}" for name, value in terms))
-        if found["monte_carlo_error"] is not None:
-            say(f"          of whose error the drawn times and noises leave ± {found['monte_carlo_error']:.2g}")
-
-
-def _pm(results: dict, mean: str, error: str) -> str:
-    if results[error] is None:
-        return f"{results[mean]:.4f} (one item: no standard error)"
-    return f"{results[mean]:.4f} ± {results[error]:.4f}"

@@ -176,7 +176,7 @@ class Counted:
         self.transform, self.units = Levels(levels), "levels"
 
 
-def on_levels(dequantize, samples, levels=5, copies=100):
+def on_levels(dequantize, samples, levels=5, copies=60):
     """The batches that `measure` gives for every level of one value, `copies` times each, and the exact probabilities."""
     mixture = GaussianMixture(
         torch.tensor([0.3, 0.7]), torch.tensor([[-0.5], [0.4]]), torch.tensor([[[0.02]], [[0.1]]])
@@ -184,7 +184,7 @@ def on_levels(dequantize, samples, levels=5, copies=100):
     config = dict(dtype="float64", batch_size=250, seed=1, dequantize=dequantize, dequantize_samples=samples)
     model = Model(Exact(VP(Linear()), mixture), Counted(levels), (1,), "exact", config)
     items = TensorItems(torch.arange(levels).repeat(copies)[:, None].to(torch.uint8))
-    ode = Likelihood(divergence="exact", solver="rk4", steps=20)
+    ode = Likelihood(divergence="exact", solver="rk4", steps=16)
     columns = [batch.columns for batch in measure(model, items, len(items), ode, None, torch.device("cpu"))]
     edges = 2 * np.arange(levels + 1) / levels - 1
     mass = sum(w * np.diff(norm.cdf(edges, m, s)) for w, m, s in ((0.3, -0.5, 0.02**0.5), (0.7, 0.4, 0.1**0.5)))
@@ -207,7 +207,7 @@ def test_importance_tends_to_the_probability_of_a_level():
         z = (p.mean(0) - np.exp(truth)) / (p.std(0) / math.sqrt(len(p)))
         assert np.abs(z).max() < 4
     assert all(b.sum() > a.sum() for a, b in itertools.pairwise(means))
-    assert np.abs(means[-1] - truth).max() < 0.05 < 0.1 < np.abs(means[0] - truth).max()
+    assert np.abs(means[-1] - truth).max() < 0.25 * np.abs(means[0] - truth).max()
 
 
 def test_importance_adds_the_errors_of_its_places(cli, tmp_path):

@@ -99,7 +99,9 @@ def test_a_mixture_is_tight_within_its_own_error(sde):
     mixture, x0 = mixture_2d(), mixture_2d().sample(5, generator(1))[0]
     bound = ContinuousBound(16)
     bound.setup(Exact(sde, mixture), MatchedPrior(sde, *moments_of(mixture)))
-    values, std_err, _ = repeated(bound, Exact(sde, mixture), x0, 300)
+    values, std_err, found = repeated(bound, Exact(sde, mixture), x0, 300)
+    # hardly any of its own noise is left in the last term, of which x0_hat sees nothing
+    assert found.reconstruction.view(300, 5).std(0).max() < 0.05
     z = z_of(values, -mixture.log_prob(x0))
     assert z.abs().max() < 4, z
     assert (std_err**2).mean().item() == pytest.approx(values.var(0).mean().item(), rel=0.25)
@@ -137,19 +139,19 @@ def test_a_wrong_score_costs_its_squared_error():
 def test_the_chain_is_that_of_the_loss(sde, variance):
     """times=all at the same noise is VLB's own sum; a stratified estimate has its mean, and std_err is honest."""
     model, x0 = Exact(sde, mixture_2d()), mixture_2d().sample(3, generator(2))[0]
-    T = None if sde.times is not None else 40
+    T = None if sde.times is not None else 30
     loss = VLB(T, variance)
     loss.setup(model, TrainingSet(lambda: None, (2,)))
-    terms = loss.terms(model, x0.repeat(400, 1), Draw(0, 0)).double().view(400, 3, -1)
-    whole, spread = terms.sum(2).mean(0), terms.sum(2).std(0) / 20
+    terms = loss.terms(model, x0.repeat(200, 1), Draw(0, 0)).double().view(200, 3, -1)
+    whole, spread = terms.sum(2).mean(0), terms.sum(2).std(0) / 200**0.5
     for times in ("all", 8):
         bound = DiscreteBound(times, T, variance)
         bound.setup(model)
-        values, std_err, found = repeated(bound, model, x0, 400)
-        error = (values.var(0) / 400 + spread**2).sqrt()
+        values, std_err, found = repeated(bound, model, x0, 200)
+        error = (values.var(0) / 200 + spread**2).sqrt()
         assert ((values.mean(0) - whole) / error).abs().max() < 4
         ratio = ((std_err**2).mean(0) / values.var(0)).mean().item()
-        assert ratio == pytest.approx(1, rel=0.25) if times == 8 else 0.75 < ratio < 2.5
+        assert ratio == pytest.approx(1, rel=0.3) if times == 8 else 0.7 < ratio < 2.5
         assert torch.allclose(found.prior[:3], terms[0, :, -1], rtol=1e-9)
         steps = len(bound.chain.t) - 1
         assert set(found.nfe.tolist()) == {4 + (steps if times == "all" else 8)}
@@ -182,7 +184,7 @@ def test_more_levels_tend_to_the_continuous_bound():
     """Item by item: `sum L_{i-1}` down to t_1 falls towards the integral down to t_1 as 1/T, and stays above it."""
     gaussian, x0, start = one_gaussian(), one_gaussian().sample(20, generator(0))[0], 0.25
     sde, off = build("vp", "linear"), []
-    for T in (40, 160, 640):
+    for T in (24, 96, 384):
         bound = DiscreteBound("all", T)
         bound.setup(Exact(sde, gaussian), exact_prior(sde, gaussian))
         found = bound(Exact(sde, gaussian), x0.repeat_interleave(4, 0), Quadrature(20))
@@ -210,10 +212,10 @@ def test_levels_get_probabilities(kind, std):
     mixture, centres = lattice(std)
     sde = build("vp", "linear")
     model = Exact(sde, mixture)
-    bound = ContinuousBound(64) if kind == "continuous" else DiscreteBound(64, T=200)
+    bound = ContinuousBound(32) if kind == "continuous" else DiscreteBound(32, T=200)
     bound.setup(model, levels=4)
-    values, _, _ = repeated(bound, model, centres, 300)
-    error = values.std(0) / 300**0.5
+    values, _, _ = repeated(bound, model, centres, 200)
+    error = values.std(0) / 200**0.5
     total = torch.exp(-values.mean(0)).sum().item()
     assert total < 1 + 4 * error.max()
     if std == 1e-4:
