@@ -67,6 +67,16 @@ def test_its_own_error_bounds_the_true_one(sde, mixture, steps):
     assert found.solver_err.median() / x.shape[1] < {24: 1e-2, 48: 1e-3}[steps]
 
 
+def test_its_own_error_is_weighed_where_the_scales_are():
+    """Data a hundredth as wide: the errors arise where sigma is a hundredth, and a slip in x weighs a hundred times more."""
+    wide = mixture_2d()
+    small = GaussianMixture(wide.weights, wide.means / 100, wide.covs / 1e4)
+    model = Exact(build("ve", "geometric", t_min=0.0), small)
+    x, truth = at_t_min(model, 64)
+    wrong, found = error(model, x, truth, steps=32, tol=1e9)
+    assert (wrong.abs() <= found.solver_err).double().mean() > 0.9 and found.solver_err.median() < 0.1
+
+
 def test_a_hard_item_takes_twice_the_steps_until_its_error_fits():
     """It gets what it would get alone with so many, its neighbours what they get without it, and NFE counts every walk."""
     model = Exact(build("vp", "linear"), mixture_2d())
