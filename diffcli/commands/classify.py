@@ -66,6 +66,12 @@ def check_task(cfg: DictConfig) -> None:
             raise UsageError(
                 f"{name}= is of a score, and task=classifier does not use it", INSTEAD.get(name, f"leave {name} out")
             )
+    if not isinstance(cfg.task.network, DictConfig):
+        raise UsageError(f"task.network={cfg.task.network}: it is no group", INSTEAD["network"])
+    if typed("sde=one"):
+        raise UsageError(
+            "sde=one is a single noise level, a classifier is trained at all of them", "sde=vp|subvp|ve|flow"
+        )
     check_type(cfg.task.noise, bool | Literal["auto"], "task.noise")
     asked = [name for name in PATH if typed(f"{name}=") or typed(f"{name}.")]
     if asked and cfg.task.noise is False:

@@ -53,8 +53,12 @@ class Classifier(nn.Module):
             c_in = torch.rsqrt(self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
             inputs = (match(c_in, x) * x).to(weight.dtype)
             c_noise = spread(1000 * t, inputs)
-        features, logits = self.network(inputs, c_noise)
-        return features.to(x.dtype), logits.to(x.dtype)
+        found = self.network(inputs, c_noise)
+        require(
+            isinstance(found, tuple), "the network of a classifier returns its features and its logits, two tensors"
+        )
+        features, logits = (a.to(x.dtype) for a in found)
+        return features, logits
 
     def forward(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """The logits (B, C)."""

@@ -56,6 +56,8 @@ class Classification(Steps):
 def _text(found: dict) -> str:
     items = "held-out items" if found["held_out"] else "items that may have been trained on"
     wrong = f"{found['wrong']:,} of {found['items']:,} {items} wrong"
+    if found["wrong"] == 0:  # where that error says nothing: 0.05 = (1 - q)^n
+        wrong += f", so with 95 % confidence at most a share of {1 - 0.05 ** (1 / found['items']):.2g}"
     return f"{found['accuracy']:.4f} ± {found['std_err']:.4f} (s.e.; {wrong})"
 
 

@@ -24,6 +24,7 @@ class Steps(L.LightningModule):
     """
 
     loss: nn.Module
+    calmer = "a smaller optim.lr, or trainer.gradient_clip_val"  # where the gradient is not finite
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Steps(L.LightningModule):
         ):  # its scaler skips such a step itself
             raise NumericalError(
                 f"the gradient is not finite at step {self.trainer.global_step}; the last checkpoint before it is kept",
-                "a smaller optim.lr, trainer.gradient_clip_val, or another loss.weight",
+                self.calmer,
             )
         lr = self.optim.rate(self.trainer.global_step, self.max_steps)
         for group in optimizer.param_groups:
@@ -130,6 +131,8 @@ class Steps(L.LightningModule):
 
 class Training(Steps):
     """Minimises the mean of `loss` over items, divided by the number of dimensions."""
+
+    calmer = "a smaller optim.lr, trainer.gradient_clip_val, or another loss.weight"
 
     def __init__(self, denoiser: Denoiser, loss: Loss, data: Data, optim: Optim, *args, **kwargs):
         super().__init__(data, optim, *args, **kwargs)

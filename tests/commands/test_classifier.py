@@ -103,6 +103,8 @@ def test_a_process_that_was_typed_is_trained_on(cli, tmp_path, words, noised):
         (("preview.every=0",), "preview= is of a score"),
         (("prediction=v",), "prediction= is of a score"),
         (("levels=one", "level.sigma=0.1"), "levels= is of a score"),
+        (("sde=one",), "sde=one is a single noise level"),
+        (("task.network=mlp",), "task.network=mlp: it is no group"),
         (("task.noise=false", "sde=vp"), "clean items, which has no sde"),
         (("task.noise=maybe",), "task.noise cannot be 'maybe'"),
         (("task.noise=1",), "task.noise cannot be 1"),
