@@ -8,9 +8,9 @@ from cases import OWN, SDES, Shifted, Twice, build, f64, mixture_2d, mixture_of,
 from torch import nn
 
 from diffcli.diffusion.exact import Exact, GaussianMixture
-from diffcli.diffusion.likelihood import PathIntegral
 from diffcli.diffusion.likelihood.line_integral import GAUSS, KRONROD, NODES, line_integral
 from diffcli.diffusion.likelihood.on_grid import normaliser
+from diffcli.diffusion.likelihood.path_integral import PathIntegral
 from diffcli.diffusion.loss.base import TrainingSet
 from diffcli.diffusion.prediction import Velocity
 from diffcli.diffusion.sde import OneLevel
@@ -138,6 +138,21 @@ def test_evaluations_are_the_networks():
     assert likelihood(Twice(Exact(sde, mixture)), x, None).nfe.item() == 2 * 15 * (2 + 4)
 
 
+def test_evaluations_of_halvings():
+    """Sixteen times the same item: a batch that needs no padding, so that every row is an item's own."""
+    sde, mixture = build("vp", "linear"), mixture_1d()
+    x, model = f64([2.0]).expand(16, 1), Exact(sde, mixture)
+    _, got = found(model, x, x, grid=0, reference=[-1.5])
+    assert got.nfe.tolist() == [model.rows / 16] * 16 and got.nfe[0] > 60
+
+
+def test_the_solvers_error_has_the_normalisers_in_it():
+    sde, mixture = build("vp", "linear"), mixture_1d()
+    x = items(mixture)
+    likelihood, got = found(Exact(sde, mixture), x[:5], x, grid=4)
+    assert (got.solver_err > likelihood.findings()["log_normaliser_error"]).all() and got.solver_err.min() > 1e-2
+
+
 def test_what_is_left_when_the_evaluations_end_is_said():
     sde, mixture = build("vp", "linear"), mixture_1d()
     x = items(mixture)
@@ -177,6 +192,8 @@ def test_the_normalisers_error():
     for box, n, least, most in ((8.0, 64, 0.0, 1e-9), (8.0, 6, 0.01, 5.0), (1.0, 64, 0.01, 5.0)):
         z = normaliser(log_p, f64([-box, -box], [box, box]), n)
         assert abs(z.log_z - math.log(2 * math.pi)) <= most and least <= z.error <= most and z.points == (n + 1) ** 2
+    narrow = normaliser(lambda x: log_p(x / 0.1), f64([-8.0, -8.0], [8.0, 8.0]), 64)  # between the points
+    assert 0.5 < narrow.error < 5
     far = normaliser(lambda x: log_p(x - 1000.0) - 5000.0, f64([992.0], [1008.0]), 64)  # nothing under- or overflows
     assert far.log_z == pytest.approx(0.5 * math.log(2 * math.pi) - 5000)
 
