@@ -10,12 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from diffcli.diffusion.numeric import require
 
 NOISES = ("rademacher", "gaussian")
+ON_CPU = 2.0**25  # bytes: measured on a U-Net, more products at once are slower there than one after another
 
 
 class Divergence(ABC):
     """An estimate of `div u = sum_i du_i/dx_i`, in `columns` columns an item whose mean it is.
 
-    memory: bytes that products taken at once may need, each being reckoned at what the graph of u keeps for it.
+    memory: bytes that products taken at once may need, each being reckoned at what the graph of u keeps for it; on a CPU
+    they take no more than `ON_CPU`.
     Raises ValueError unless memory > 0.
     """
 
@@ -102,7 +104,7 @@ class Graph:
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda a: a):
                 self.u = fn(self.x)
         need = max(sum(kept.values()), x.numel() * x.element_size())
-        self.chunk = max(1, int(memory // need))
+        self.chunk = max(1, int((min(memory, ON_CPU) if x.device.type == "cpu" else memory) // need))
         self.batched = True
 
     def products(self, vectors: Tensor) -> Tensor:
