@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from diffcli import checkpoint
 from diffcli.advice import nearest
-from diffcli.commands.common import pick_device, plain, recorded
+from diffcli.commands.common import pick_device, plain, recorded, typed
 from diffcli.commands.model import GROUPS, Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.settings import check_settings
@@ -139,22 +139,22 @@ def self_check(cfg) -> int:
     """The laws on the installed program: exit code 0 where all hold, 4 where one does not."""
     from diffcli.diagnosis import self_check as laws
 
-    config = plain(cfg)
+    config, device = plain(cfg), pick_device(cfg.device)
     check_settings(config, GROUPS)
-    if config["ckpt"] is not None:
-        raise UsageError("self_check=true looks at the program and takes no ckpt", "diffcli diagnose ckpt=PATH")
+    if config["ckpt"] is not None or typed("network="):
+        raise UsageError("self_check=true looks at the program and takes no model", "diffcli diagnose ckpt=PATH")
     path = choose("diagnose", config)
     if cfg.dry_run:
         say("would check the laws of this program")
         return 0
     folder = create(path, "diagnose", config)
     with recorded(folder):
-        found = laws.run()
+        found = laws.run(device, lambda claims: tqdm(claims, desc="laws", unit="law", disable=None, leave=False))
         write_laws(path, found, folder.record["versions"], folder.record["hardware"])
         broken = [law.name for law in found if not law.passed]
         folder.write("finished", results={"laws": len(found), "broken": broken})
     for law in found:
-        verdict = "holds" if law.passed else "BROKEN"
-        say(f"{verdict:<7} {law.value:>9.2e} (at most {law.bound:.2e}) {law.seconds:6.1f} s  {law.name}")
+        verdict, where = ("holds", "") if law.passed else ("BROKEN", f" ({law.where})")
+        say(f"{verdict:<7} {law.value:>9.2e} (at most {law.bound:.2e}) {law.seconds:6.1f} s  {law.name}{where}")
     say(f"{len(found) - len(broken)} of {len(found)} laws hold\n  {path / HTML}\n  {path / JSON}")
     return BROKEN if broken else 0

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffcli.diagnosis.finding import Check, Finding, mean_se, no_mean, stacked
+from diffcli.diagnosis.finding import Check, Finding, mean_se, no_mean, pm
 from diffcli.diagnosis.levels import Levels
 from diffcli.diagnosis.subject import MOST, Subject
 from diffcli.diagnosis.svg import Chart, Series
@@ -25,59 +25,73 @@ class Regions(Check):
 
     @torch.no_grad()
     def run(self, subject: Subject) -> Finding:
-        truth = subject.truth if subject.truth is not None else subject.training_kde
-        levels = Levels(subject.sde, 3)
-        series, table, worst = [], [], []
-        for k, t in enumerate(levels.t):
-            log_p, error, loss = _points(subject, truth, k, t)
-            found = _binned(log_p, error, loss)
-            series.append(
-                Series(
-                    f"t = {t:.2g}, σ/α = {levels.noise[k]:.2g}",
-                    [b["log_p"] for b in found],
-                    *stacked(b["error"] for b in found),
-                )
-            )
-            table += [dict(t=t.item(), noise=levels.noise[k], **_flat(b)) for b in found]
-            worst.append((found[0]["error"], found[-1]["error"]))
-        return self._finding(subject, table, series, worst)
-
-    def _finding(self, subject: Subject, table, series, worst) -> Finding:
         known = subject.truth is not None
-        rare, dense = (torch.tensor([w[i][0] for w in worst]).max().item() for i in (0, 1))
-        ratio = rare / dense if dense > 0 else 1.0
-        measured = f"relative to the noise the squared error is {rare:.3g} where density is lowest, {dense:.3g} where it is highest"
-        if known:
-            status = "good" if rare < 0.05 else "look" if rare < 0.5 else "bad"
-            expected = "0 everywhere; a trained model is worse where it has seen few points"
-            advice = (
-                "samplers start in such places and cross them between modes: more training at these levels, a corrector "
-                "(sampler=pc), or more noise at t_max"
-            )
-        else:
-            status = "measured"
-            measured = f"measured against the score of {len(subject.train[:MOST])} training items: {measured}"
-            expected = "not 0: that score is the one of a model that knows these items by heart and nothing else"
-            advice = ""
-        meaning = "trained on noised items alone, a score is not held to anything where they do not come"
-        charts = [
-            Chart(
-                "Score error and density",
-                "log p_t − its mean over noised items, nats a dimension",
-                "σ²‖s_θ − s‖²/d",
-                series,
-                log_y=True,
-            )
-        ]
-        numbers = {"density": "exact" if known else f"kde of {len(subject.train[:MOST])} training items"}
-        numbers |= {"lowest_bin": rare, "highest_bin": dense, "ratio": ratio, "bins": table}
-        return Finding(
-            status, measured, expected, meaning, "" if status in ("good", "measured") else advice, numbers, charts
+        truth, levels = subject.truth if known else subject.training_kde, Levels(subject.sde, 3)
+        errors, losses = [], []
+        for k, t in enumerate(levels.t):
+            log_p, error, loss, own = _points(subject, truth, k, t)
+            place = dict(t=t.item(), noise=levels.noise[k])
+            errors.append([place | row for row in _binned(log_p, error)])
+            losses.append([place | row for row in _binned(log_p[own], loss[own])])
+        verdict = _known(errors) if known else _unknown(subject, losses)
+        density = "exact" if known else f"kde of {len(subject.train[:MOST])} training items"
+        numbers = {"density": density, "score_error": [row for bins in errors for row in bins]}
+        numbers["loss_of_noised_items"] = [row for bins in losses for row in bins]
+        against = "the exact score" if known else "the ideal denoiser of the training items"
+        charts = [_chart(f"Score error, against {against}", "σ²‖s_θ − s‖²/d", errors)]
+        if not known:
+            charts.insert(0, _chart("Loss of noised items", "‖ε_θ − ε‖²/d", losses))
+        return Finding(*verdict, numbers, charts)
+
+
+def _chart(title: str, label: str, levels: list[list[dict]]) -> Chart:
+    series = [
+        Series(
+            f"t = {bins[0]['t']:.2g}, σ/α = {bins[0]['noise']:.2g}",
+            [row["log_p"] for row in bins],
+            [row["value"] for row in bins],
+            [row["se"] for row in bins],
         )
+        for bins in levels
+    ]
+    return Chart(title, "log p_t less its mean over noised items, nats a dimension", label, series, log_y=True)
 
 
-def _points(subject: Subject, truth, k: int, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each point: log p_t above the mean of noised items in nats a dimension, squared score error, and denoising loss."""
+def _known(levels: list[list[dict]]) -> tuple[str, ...]:
+    bins = max(levels, key=lambda bins: bins[0]["value"])
+    rare, dense = bins[0]["value"], bins[-1]["value"]
+    status = "good" if rare < 0.05 else "look" if rare < 0.5 else "bad"
+    measured = (
+        f"at t = {bins[0]['t']:.3g} the squared error is {pm(rare, bins[0]['se'], 2)} where density is lowest and "
+        f"{pm(dense, bins[-1]['se'], 2)} where it is highest, the noise's own square being 1"
+    )
+    advice = "more training at these levels (loss.time), a corrector (sampler=pc), or more noise at t_max"
+    return (
+        status,
+        measured,
+        "0 everywhere; a trained model is worse where it has seen few points",
+        "nothing holds a score where noised items do not come; samplers start in such places and cross them between modes",
+        "" if status == "good" else advice,
+    )
+
+
+def _unknown(subject: Subject, levels: list[list[dict]]) -> tuple[str, ...]:
+    bins = max(levels, key=lambda bins: bins[0]["value"] / bins[-1]["value"])
+    rare, dense = (pm(bins[i]["value"], bins[i]["se"], 2) for i in (0, -1))
+    return (
+        "measured",
+        f"at t = {bins[0]['t']:.3g} noised items far from the training items have a loss of {rare}, those near to them {dense}",
+        "no more than the data are harder there",
+        f"no density is known: log p_t is that of {len(subject.train[:MOST])} noised training items, whose own score is the one of "
+        "a model that knows these by heart; a trained one should be far from it at low noise, near at high noise",
+        "",
+    )
+
+
+def _points(subject: Subject, truth, k: int, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each point: log p_t above the mean of noised items in nats a dimension, squared score error, denoising loss, and
+    whether it is a noised item.
+    """
     x0, n, sde = subject.x0, len(subject.x0), subject.sde
     eps = subject.normal(x0.shape, "regions", k)
     u = torch.rand(n, dtype=torch.float64, generator=subject.generator("regions", "width", k))
@@ -93,16 +107,13 @@ def _points(subject: Subject, truth, k: int, t: Tensor) -> tuple[Tensor, Tensor,
         loss[part] = (found.cpu() - noise).flatten(1).square().mean(1)
         log_p[part] = truth.log_prob(xt, t).cpu() / subject.d
     own = wide == 1
-    return log_p - log_p[own].mean(), error, loss
+    return log_p - log_p[own].mean(), error, loss, own
 
 
-def _binned(log_p: Tensor, error: Tensor, loss: Tensor) -> list[dict]:
+def _binned(log_p: Tensor, values: Tensor) -> list[dict]:
     """Bins of equal count, the lowest density first."""
-    order = log_p.argsort()
-    parts = [p for p in order.chunk(min(BINS, max(1, len(order) // 4))) if len(p)]
-    return [dict(log_p=log_p[p].mean().item(), error=mean_se(error[p]), loss=mean_se(loss[p]), n=len(p)) for p in parts]
-
-
-def _flat(found: dict) -> dict:
-    (error, error_se), (loss, loss_se) = found["error"], found["loss"]
-    return dict(log_p=found["log_p"], error=error, error_se=error_se, loss=loss, loss_se=loss_se, n=found["n"])
+    found = []
+    for part in log_p.argsort().chunk(min(BINS, max(1, len(log_p) // 4))):
+        value, se = mean_se(values[part])
+        found.append(dict(log_p=log_p[part].mean().item(), value=value, se=se, n=len(part)))
+    return found

@@ -64,8 +64,8 @@ def brief(finding: Finding) -> dict:
 
 
 def write_laws(folder: Path, laws: list, versions: dict, hardware: dict) -> None:
-    """Both files of a self-check; a law has name, formula, value, bound, passed and seconds."""
-    keys = ("name", "formula", "value", "bound", "passed", "seconds")
+    """Both files of a self-check; laws: those of `self_check.run`."""
+    keys = ("name", "formula", "source", "value", "bound", "passed", "seconds", "where")
     rows = [{key: getattr(law, key) for key in keys} for law in laws]
     broken = [law.name for law in laws if not law.passed]
     content = {

@@ -12,7 +12,7 @@ from diffcli.diagnosis.svg import Chart, Series
 from diffcli.diffusion.ode import FixedStep
 from diffcli.errors import NumericalError
 
-MOST_ITEMS = 64
+MOST_ITEMS = 64, 16  # of those whose Jacobians are taken whole, and are not
 METHODS = {"heun": (2, (16, 32, 64)), "rk4": (4, (8, 16, 32))}  # order, steps: the same evaluations for both
 
 
@@ -27,7 +27,7 @@ class RoundTrip(Check):
         return no_process(subject)
 
     def run(self, subject: Subject) -> Finding:
-        sde, x0 = subject.sde, subject.x0[: min(subject.few, MOST_ITEMS)].double()
+        sde, x0 = subject.sde, subject.x0[: _items(subject)].double()
         start = torch.tensor(max(sde.t_min, sde.t_stop), dtype=torch.float64)
         x = sde.perturb(x0, start, subject.normal(x0.shape, "round trip"))
         ends = sde.lam(torch.tensor([start.item(), sde.t_max], dtype=torch.float64)).clamp(min=LEAST_LAM).tolist()
@@ -97,7 +97,7 @@ class RoundTrip(Check):
             "Error of the round trip", "evaluations, there and back", "relative error", lines, log_x=True, log_y=True
         )
         chart.ticks = [(row["nfe"], f"{row['nfe']}") for row in best["heun"]]
-        numbers = {"items": min(subject.few, MOST_ITEMS), "observed_order": slopes, "runs": table}
+        numbers = {"items": _items(subject), "observed_order": slopes, "runs": table}
         return Finding(
             status,
             measured,
@@ -107,3 +107,7 @@ class RoundTrip(Check):
             numbers,
             [chart],
         )
+
+
+def _items(subject: Subject) -> int:
+    return min(subject.few, MOST_ITEMS[not subject.small])
