@@ -69,9 +69,8 @@ def test_anything_else_that_they_depend_on_is_another_file(network, tmp_path):
     changed = items()
     changed.x[299, 0, 3, 3] += 1 if changed.x[299, 0, 3, 3] < 16 else -1
 
-    class Other(Counted):
-        def preprocessing(self):
-            return {"range": "-1..1"}
+    other = Counted()
+    other.preprocessing = lambda: {"range": "-1..1"}
 
     class Sharper(Counted):
         def settings(self):
@@ -85,7 +84,7 @@ def test_anything_else_that_they_depend_on_is_another_file(network, tmp_path):
         taken(levels=18),
         taken(kept=10),
         taken(splits=5),
-        taken(network=Other()),
+        taken(network=other),
         taken(network=Sharper()),
         taken(network=Pixels()),
         taken(TensorItems(items().x.float())),
@@ -138,6 +137,19 @@ def test_a_cache_that_cannot_be_written_is_a_warning(network, tmp_path):
     assert "could not be kept" in said[0]
 
 
+def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(network, tmp_path, monkeypatch):
+    from diffcli.metrics.features import reference as module
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    said = []
+    assert reference(items(), network, 17, "train", cache=tmp_path, warn=said.append).moments.n == 300
+    assert "No space left" in said[0]
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_folder_is_the_users_cache(monkeypatch, network, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache_folder() == tmp_path / "x/diffcli/reference"
@@ -165,7 +177,9 @@ def test_the_floor_is_that_of_fresh_draws_of_the_same_law():
     error = (values.var() / 40 + fresh.var() / 40).sqrt()
     assert abs(values.mean() - fresh.mean()) < 4 * error
     assert values.mean() > 10 * error
-    assert floor(found, 10**6)[1] == 2000
+    kept = found.gathered.features  # one half of all, so the draw is all of it, against the other half
+    others = found.moments.without(Moments.of(kept))
+    assert floor(found, 10**6, draws=1) == (pytest.approx([frechet(Moments.of(kept), others)]), 2000)
     assert floor(found, 10**6, draws=2, seed=3) == floor(found, 10**6, draws=2, seed=3)
     with pytest.raises(UsageError, match="too few"):
         floor(gaussian_reference(2), 5)
