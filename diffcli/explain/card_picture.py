@@ -6,61 +6,72 @@ import numpy as np
 
 from diffcli.data.pictures import is_image, pixels
 from diffcli.explain.figures import COLOURS, DPI
-from diffcli.metrics.card import Card, Figure
-from diffcli.metrics.card_text import ARROWS, rounded
+from diffcli.metrics.card import Card, Figure, flat
+from diffcli.metrics.card_text import ARROWS, notes, rounded, rows
 
-ROW = 0.42  # inches a figure
+WIDTH, EDGE = 11.0, 0.15  # inches
+HEAD, ROW, WORDS, MIDDLE = 0.5, 0.42, 0.15, 4.0  # heights of the title, a figure, a line of words, the samples
 SHOWN = 48  # images of each kind
 POINTS = 5000
-LINE = 160  # characters of the words below
+LINE = 165  # characters of the words below
+
+
+class _Page:
+    """A figure whose parts are placed in inches from its upper left corner; a layout engine would take most of the time."""
+
+    def __init__(self, height: float):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Canvas
+
+        self.height, self.figure = height, Canvas(figsize=(WIDTH, height))
+        FigureCanvasAgg(self.figure)
+
+    def axes(self, left: float, top: float, width: float, height: float):
+        """Axes with their upper left corner there."""
+        box = (left / WIDTH, 1 - (top + height) / self.height, width / WIDTH, height / self.height)
+        return self.figure.add_axes(box)
+
+    def text(self, left: float, top: float, words: str, **style) -> None:
+        """Words whose middle is that far from the top, unless `va` says otherwise."""
+        self.figure.text(left / WIDTH, 1 - top / self.height, words, **{"va": "center", **style})
 
 
 def draw(card: Card, samples: np.ndarray, data: np.ndarray, levels: int | None, path: Path) -> None:
     """Write the card as a PNG: its figures, some samples and data `(n, *S)` in source units, and the protocol in words."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
     words = _words(card)
-    table, shown, foot = ROW * (len(card.figures) + 1), 3.6, 0.17 * (len(words) + 1)
-    figure = Canvas(figsize=(11, table + shown + foot + 0.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    above, middle, below = figure.subfigures(3, 1, height_ratios=[table, shown, foot])
-    figure.suptitle(card.title, fontsize=12)
-    _figures(above, card)
-    left, right = middle.subplots(1, 2)
+    table = HEAD + ROW * (len(card.figures) + 1)
+    page = _Page(table + MIDDLE + WORDS * len(words) + 2 * EDGE)
+    page.text(WIDTH / 2, HEAD / 2, card.title, ha="center", fontsize=12)
+    _figures(page, card)
+    half = WIDTH / 2
     if is_image(samples.shape[1:]):
-        for ax, x, name in ((left, samples, "samples"), (right, data, "data")):
+        for left, x, name in ((0.0, samples, "the first {} samples"), (half, data, "{} items of the data")):
+            ax = page.axes(left + EDGE, table + 0.35, half - 2 * EDGE, MIDDLE - 0.45)
             _images(ax, x[:SHOWN], levels)
-            ax.set_title(f"{name} (the first {min(len(x), SHOWN)})", fontsize=10)
+            ax.set_title(name.format(min(len(x), SHOWN)), fontsize=10)
     else:
+        left, right = (page.axes(x + 0.4, table + 0.35, half - 0.55, MIDDLE - 0.75) for x in (0.0, half))
         _points(left, right, samples[:POINTS], data[:POINTS])
-    below.text(0.01, 0.97, "\n".join(words), va="top", fontsize=7.5, family="monospace", color="0.2")
-    figure.savefig(path, dpi=DPI)
+    style = dict(va="top", fontsize=7, family="monospace", color="0.2", linespacing=1.3)
+    page.text(EDGE, table + MIDDLE + EDGE, "\n".join(words), **style)
+    page.figure.savefig(path, dpi=DPI)
 
 
-def _figures(figure, card: Card) -> None:
+def _figures(page: _Page, card: Card) -> None:
     """One row a measure: its name, mean ± sd, the floor, and both with every repeat on a scale."""
-    grid = figure.add_gridspec(len(card.figures) + 1, 3, width_ratios=[3.4, 3.6, 4], wspace=0.02, hspace=0.1)
-    heads = (
-        "measure (↓ lower is better, ↑ higher)",
-        "samples                    real items",
-        "dots: repeats, bar: mean ± sd, grey: real items",
-    )
-    for column, head in enumerate(heads):
-        ax = figure.add_subplot(grid[0, column])
-        ax.set_axis_off()
-        ax.text(
-            *((0.5, 0.2) if column else (0, 0.2)), head, ha="center" if column else "left", fontsize=8.5, color="0.35"
-        )
-    for i, f in enumerate(card.figures, 1):
-        name, number, scale = (figure.add_subplot(grid[i, j]) for j in range(3))
-        for ax in (name, number):
-            ax.set_axis_off()
-        mark = "  !" if f.warning else ""
-        name.text(0, 0.5, f"{f.label} {ARROWS[f.better]}{mark}", va="center", fontsize=10)
-        number.text(0.47, 0.5, rounded(f.mean, f.sd), va="center", ha="right", fontsize=10, weight="bold")
-        number.text(0.98, 0.5, rounded(f.floor_mean, f.floor_sd), va="center", ha="right", fontsize=9, color="0.35")
-        _scale(scale, f)
+    samples, real, scale = 5.0, 6.6, 7.0  # right edges of two columns of numbers, left edge of the scales
+    top = HEAD + 0.5 * ROW
+    grey = dict(fontsize=8.5, color="0.35")
+    page.text(EDGE, top, "measure (↓ lower is better, ↑ higher)", **grey)
+    page.text(samples, top, rows(card)[0][1], ha="right", **grey)
+    page.text(real, top, "real items", ha="right", **grey)
+    page.text((scale + WIDTH - EDGE) / 2, top, "dots: repeats, bar: mean ± sd, grey: real items", ha="center", **grey)
+    for f in card.figures:
+        top += ROW
+        page.text(EDGE, top, f"{f.label} {ARROWS[f.better]}{'  !' if f.warning else ''}", fontsize=10)
+        page.text(samples, top, rounded(f.mean, f.sd), ha="right", fontsize=10, weight="bold")
+        page.text(real, top, rounded(f.floor_mean, f.floor_sd), ha="right", fontsize=9, color="0.35")
+        _scale(page.axes(scale, top - 0.14, WIDTH - EDGE - scale, 0.24), f)
 
 
 def _scale(ax, f: Figure) -> None:
@@ -99,7 +110,8 @@ def _images(ax, x: np.ndarray, levels: int | None) -> None:
 def _points(left, right, samples: np.ndarray, data: np.ndarray) -> None:
     """Histograms where d = 1, else the first two coordinates, on the axes of the data."""
     samples, data = samples.reshape(len(samples), -1), data.reshape(len(data), -1)
-    pairs = ((left, samples, "samples", COLOURS[1]), (right, data, "data", COLOURS[0]))
+    words = ("the first {} samples", "{} items of the data")
+    pairs = ((left, samples, words[0], COLOURS[1]), (right, data, words[1], COLOURS[0]))
     low, high = data.min(0), data.max(0)
     room = 0.1 * (high - low) + 1e-9
     for ax, x, name, colour in pairs:
@@ -109,7 +121,7 @@ def _points(left, right, samples: np.ndarray, data: np.ndarray) -> None:
             ax.plot(x[:, 0], x[:, 1], ".", markersize=2.5, markeredgewidth=0, color=colour, alpha=0.6, rasterized=True)
             ax.set(ylim=(low[1] - room[1], high[1] + room[1]))
         ax.set(xlim=(low[0] - room[0], high[0] + room[0]))
-        ax.set_title(f"{name} (the first {len(x)}{_coordinates(x)})", fontsize=10)
+        ax.set_title(name.format(len(x)) + _coordinates(x), fontsize=10)
         ax.tick_params(labelsize=7)
 
 
@@ -120,9 +132,6 @@ def _coordinates(x: np.ndarray) -> str:
 def _words(card: Card) -> list[str]:
     """Notes, protocol, model and draw, broken into lines."""
     import textwrap
-
-    from diffcli.metrics.card import flat
-    from diffcli.metrics.card_text import notes
 
     lines = []
     for line in notes(card):
