@@ -35,7 +35,7 @@ def plot(strata: dict[str, np.ndarray], terms: dict[str, float], per: str, title
     bars = right.barh(list(terms), list(terms.values()), color=[COLOURS[i % len(COLOURS)] for i in range(len(terms))])
     right.bar_label(bars, fmt="%.4g", padding=3, fontsize=9)
     right.invert_yaxis()
-    right.margins(x=0.3)
+    right.margins(x=0.45)
     right.axvline(0, color="0.4", linewidth=0.8)
     right.set(xlabel="nats an item")
     right.set_title("what adds up", fontsize=10)

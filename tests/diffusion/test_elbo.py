@@ -178,6 +178,10 @@ def test_the_strata_of_the_continuous_bound():
         low, high, measure = bound.strata(sde)
         assert len(low) == 5 and (low[0], high[-1]) == (sde.t_min, sde.t_max)
         assert torch.allclose(sde.lam(low) - sde.lam(high), measure, rtol=1e-6)
+        # next to the data all noise is error, next to the prior none is
+        gaussian = one_gaussian()
+        parts = bound(Exact(sde, gaussian), gaussian.means.expand(200, 2), ItemNoise(0, range(200), (2,))).parts.mean(0)
+        assert parts[-1] < 0.3 * measure[-1] < 1.6 * measure[0] < parts[0]
 
 
 def test_more_levels_tend_to_the_continuous_bound():
