@@ -35,7 +35,10 @@ REFUSED = {
     "steps 0": (lambda: FixedStep("rk4", 0), "steps must be at least 1, got 0"),
     "probes 0": (lambda: Hutchinson(0), "probes must be at least 1, got 0"),
     "nll probes 0": (lambda: Likelihood(probes=0), "probes must be at least 1, got 0"),
-    "nll tol": (lambda: Likelihood(tol=-1.0), "tol must lie between 0 and 1, got -1.0"),
+    "nll tol": (lambda: Likelihood(solver="rk45", tol=-1.0), "tol must lie between 0 and 1, got -1.0"),
+    "nll exponential tol": (lambda: Likelihood(tol=-1.0), "tol must be above 0, got -1.0"),
+    "nll exponential steps": (lambda: Likelihood(steps=3), "needs at least 4 steps, got 3"),
+    "nll memory": (lambda: Likelihood(memory=0.0), "memory must be above 0"),
     "nll solver": (lambda: Likelihood(solver="euler"), "must be one of"),
     "nll divergence": (
         lambda: Likelihood(divergence="exakt"),
