@@ -95,7 +95,9 @@ def _against_truth(subject: Subject, numbers: dict) -> tuple[str, ...]:
 
 def _between_bounds(subject: Subject, numbers: dict) -> tuple[str, ...]:
     gap, d = numbers["held_out_minus_train"], subject.d
-    measured = f"mean loss {pm(*numbers['loss_mean'])} over the levels, {pm(*gap)} more than on as many training items"
+    measured = (
+        f"mean loss {pm(*numbers['loss_mean'])} over the levels; held out minus as many training items: {pm(*gap)}"
+    )
     expected = (
         "between the floor of these very items, which a model that has not seen them cannot reach, and the best linear "
         "denoiser; no more than on training items"
@@ -133,7 +135,7 @@ def _overfitted(numbers: dict, verdict: tuple[str, ...]) -> tuple[str, ...] | No
     _, measured, expected, *_ = verdict
     return (
         "look",
-        measured + f" (held out minus train: {pm(gap, error)})" * ("more than on" not in measured),
+        measured + f" (held out minus train: {pm(gap, error)})" * ("held out minus" not in measured),
         expected,
         "the model fits the items it was trained on better than others: part of what it knows is those items",
         "stop earlier (checkpoints/best.ckpt), more data, network.dropout, or a smaller network",

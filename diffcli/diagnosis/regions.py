@@ -38,23 +38,24 @@ class Regions(Check):
         numbers = {"density": density, "score_error": [row for bins in errors for row in bins]}
         numbers["loss_of_noised_items"] = [row for bins in losses for row in bins]
         against = "the exact score" if known else "the ideal denoiser of the training items"
-        charts = [_chart(f"Score error, against {against}", "σ²‖s_θ − s‖²/d", errors)]
+        charts = [_chart(f"Score error, against {against}", "σ²‖s_θ − s‖²/d", errors, known)]
         if not known:
-            charts.insert(0, _chart("Loss of noised items", "‖ε_θ − ε‖²/d", losses))
+            charts.insert(0, _chart("Loss of noised items", "‖ε_θ − ε‖²/d", losses, known))
         return Finding(*verdict, numbers, charts)
 
 
-def _chart(title: str, label: str, levels: list[list[dict]]) -> Chart:
+def _chart(title: str, label: str, levels: list[list[dict]], nats: bool) -> Chart:
     series = [
         Series(
             f"t = {bins[0]['t']:.2g}, σ/α = {bins[0]['noise']:.2g}",
-            [row["log_p"] for row in bins],
+            [row["log_p"] if nats else (i + 0.5) / len(bins) for i, row in enumerate(bins)],
             [row["value"] for row in bins],
             [row["se"] for row in bins],
         )
         for bins in levels
     ]
-    return Chart(title, "log p_t less its mean over noised items, nats a dimension", label, series, log_y=True)
+    x_label = "log p_t less its mean, nats a dimension" if nats else "share of points of lower log p_t"
+    return Chart(title, x_label, label, series, log_y=True)
 
 
 def _known(levels: list[list[dict]]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from html import escape
 
 W, H = 480, 320  # of the view box: its letters stay readable on a phone
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 34, 46
+DECADES = 1e-6  # what is smaller than that much of the largest is nothing beside it
 MARKS = ("circle", "square", "triangle", "diamond")
 
 
@@ -88,7 +89,9 @@ def _power(k: int) -> str:
 
 def _range(values: list[float], log: bool) -> tuple[float, float]:
     values = [v for v in values if _finite(v) and (v > 0 or not log)]
-    return (min(values), max(values)) if values else ((1e-3, 1.0) if log else (0.0, 1.0))
+    if not values:
+        return (1e-3, 1.0) if log else (0.0, 1.0)
+    return max(min(values), DECADES * max(values)) if log else min(values), max(values)
 
 
 def draw(chart: Chart) -> str:
