@@ -32,13 +32,13 @@ class Balanced(HTMLParser):
 
 def test_a_page_is_whole_and_asks_for_nothing():
     chart = Chart("a <title>", "x & y", "y", [Series("s<1>", [1.0, 2.0], [1.0, float("nan")], [0.1, 0.1])])
-    finding = Finding("bad", "a < b", "c & d", "e", "f", {"levels": [{"t": 0.5, "value": None}], "one": 1.0}, [chart])
+    finding = Finding("bad", "a <b>", "c & d", "e", "f", {"levels": [{"t": 0.5, "value": None}], "one": 1.0}, [chart])
     text = page("Title", ["<fact>"], [("name", "A check", "x < y", finding)], "foot")
     parser = Balanced()
     parser.feed(text)
     assert parser.open == []
     shown = " ".join(parser.text)
-    for part in ("<fact>", "a < b", "c & d", "x < y", "foot", "0.5"):
+    for part in ("<fact>", "a <b>", "c & d", "x < y", "foot", "0.5"):
         assert part in shown
     assert not re.search(r"(src|href)\s*=\s*[\"'](?!#)", text)
     assert not re.search(r"url\(|@import|<script|<link|<img", text)
