@@ -1,5 +1,7 @@
 """Divergences: the trace of the Jacobian, in any shape, in any portions, and the quadratic forms of random probes."""
 
+import weakref
+
 import pytest
 import torch
 from cases import normal
@@ -75,6 +77,32 @@ def test_a_field_without_x_has_no_divergence():
     for divergence in (ExactDivergence(), Hutchinson(2)):
         _, div = divergence(lambda y: torch.ones_like(y), x, divergence.probes(x, item_noise(x)))
         assert torch.equal(div, torch.zeros_like(div))
+
+
+@pytest.mark.parametrize("divergence", [ExactDivergence(), Hutchinson(2)], ids=["exact", "hutchinson"])
+def test_nothing_of_a_graph_outlives_its_call(divergence):
+    """exp and sigmoid keep what they return; a graph held by what it holds is never freed."""
+    inside, x = [], normal(0, 3, 4)
+
+    def network(x):
+        h = torch.exp(torch.sigmoid(x))
+        inside.append(weakref.ref(h))
+        return h * x
+
+    divergence(network, x, divergence.probes(x, item_noise(x)))
+    assert inside[0]() is None
+
+
+def test_a_field_that_is_a_gradient_itself():
+    """u = grad of sum(exp(-x^2/2)): what the inner graph keeps is differentiated once more."""
+    x = normal(0, 3, 4)
+
+    def network(x):
+        return torch.autograd.grad(torch.exp(-(x**2) / 2).sum(), x, create_graph=True)[0]
+
+    u, div = ExactDivergence()(network, x, None)
+    assert torch.allclose(u, -x * torch.exp(-(x**2) / 2), rtol=1e-12)
+    assert torch.allclose(div[:, 0], ((x**2 - 1) * torch.exp(-(x**2) / 2)).sum(1), rtol=1e-12)
 
 
 @pytest.mark.parametrize("width", [1, 16])

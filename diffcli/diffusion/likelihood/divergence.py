@@ -96,7 +96,7 @@ class Graph:
 
         def pack(a: Tensor) -> Tensor:
             kept[a.data_ptr()] = a.numel() * a.element_size()
-            return a
+            return a.detach()  # itself, it would hold the graph that holds it, and never be freed
 
         # of attention, the fused kernels can be neither vectorised over products nor differentiated twice
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
