@@ -10,7 +10,8 @@ from torch import nn
 from diffcli.diffusion.energy import Energy
 from diffcli.diffusion.exact import Exact, GaussianMixture
 from diffcli.diffusion.guidance import Rescaled
-from diffcli.diffusion.likelihood import EnergyDensity, PathIntegral
+from diffcli.diffusion.likelihood.energy import EnergyDensity
+from diffcli.diffusion.likelihood.path_integral import PathIntegral
 from diffcli.diffusion.loss.base import TrainingSet
 from diffcli.diffusion.prediction import Eps
 from diffcli.diffusion.sde import OneLevel
