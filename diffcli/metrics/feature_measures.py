@@ -6,6 +6,7 @@ from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.reference import Reference, few_samples
 from diffcli.metrics.features.statistics import Collector, Statistics, collect
 from diffcli.metrics.frechet import frechet
+from diffcli.metrics.inception_score import SPLITS, few_of_a_class
 from diffcli.metrics.kid import kid
 from diffcli.metrics.measures import About, Measure, permuted
 from diffcli.metrics.prdc import prdc
@@ -87,15 +88,15 @@ class FeatureMeasures(Measure):
                 one = self._of(collect(blocks, self.network, self.levels, samples=False, kept=self.kept))
                 for name, value in one.items():
                     found.setdefault(name, []).append(value)
-        self._warn(found.get("frechet"))
+        said = {
+            "frechet": few_samples(self.n, self.network.dim, found.get("frechet"), self.n, self.reference.moments.n),
+            "inception_score": few_of_a_class(self.n, self.network.classes),
+        }
+        self.warnings |= {name: sentence for name, sentence in said.items() if sentence}
         return found
 
-    def _warn(self, values: list[float] | None) -> None:
-        warning = few_samples(self.n, self.network.dim, values, self.n)
-        if warning:
-            self.warnings["frechet"] = warning
-
     def protocol(self) -> dict:
+        score = {"inception_score": f"{SPLITS} splits"} if self.network.classes else {}
         return {
             "features": {
                 "name": self.network.name,
@@ -106,5 +107,6 @@ class FeatureMeasures(Measure):
                 "kept": min(self.kept, self.n),
                 "kid": f"{SUBSETS} subsets of {min(SIZE, self.n, self.reference.moments.n)}",
                 "neighbours": f"k = {K}, of density and coverage {K_DENSITY}; {len(self.real)} real images",
+                **score,
             }
         }

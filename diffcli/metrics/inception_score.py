@@ -51,6 +51,21 @@ class ScoreSums:
         return {"mean": scores.mean().item(), "sd": sd, "splits": len(scores)}
 
 
+def few_of_a_class(n: int, classes: int, splits: int = SPLITS) -> str:
+    """The sentence that stands beside a score of n items, "" where each split has ten items a class or there are no classes.
+
+    Of N items `log IS` is too low by `E KL(mean p || p(y)) <= log(1 + (C - 1)/N)` on average, the more the surer the classifier is.
+    """
+    each = max(1, n // splits)
+    if each >= 10 * classes:
+        return ""
+    low = 1 - 1 / (1 + (classes - 1) / each)
+    return (
+        f"each of its {min(n, splits)} splits has {each} items for {classes} classes,"
+        f" so it is biased downwards, by {low:.0%} at most on average: compare it at the same n only"
+    )
+
+
 def split_of(items: Tensor, splits: int) -> Tensor:
     """The split of each item number: each `splits` items in a row go one to each, in an order of their own."""
     rounds = (items // splits).unique()

@@ -13,6 +13,7 @@ from diffcli.data.transform import Identity, Levels
 from diffcli.errors import NumericalError
 from diffcli.metrics.evaluation import evaluate, in_repeats
 from diffcli.metrics.feature_measures import FeatureMeasures
+from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.pixels import Pixels
 from diffcli.metrics.features.reference import reference
 from diffcli.metrics.features.statistics import Moments
@@ -155,6 +156,36 @@ def test_too_few_for_the_features_is_said_beside_the_figure(tmp_path):
         )
         assert said in found.figures[0].warning
         assert bool(said) == bool(found.figures[0].warning)
+
+
+class Sure(FeatureNetwork):
+    """Pixels with the logits of 3 classes."""
+
+    name = "sure"
+
+    def compute(self, x, levels):
+        return x.flatten(1) / 16, x.flatten(1)[:, :3]
+
+    def preprocessing(self):
+        return {}
+
+
+def test_a_small_reference_and_few_items_a_class_are_said_beside_their_figures(tmp_path):
+    network = Sure()
+    network.setup(IMAGE, 17)
+    for count, n, biased in (
+        (100, 200, {"frechet": "100 items of the reference", "inception_score": "20 items"}),
+        (200, 300, {}),
+    ):
+        found = reference(items(count, 0), network, 17, "test", cache=tmp_path)
+        measure = FeatureMeasures(network, 17, found, None, "", n, 50)
+        card = evaluate(
+            in_batches(images(n, 1), 64), n, [measure], lambda m=measure: Taken(Levels(17), 9, m.collector())
+        )
+        warnings = {f.name: f.warning for f in card.figures if f.warning}
+        assert warnings.keys() == biased.keys()
+        assert all(biased[name] in warnings[name] for name in biased)
+        assert measure.protocol()["features"]["inception_score"] == "10 splits"
 
 
 def test_what_cannot_be_measured_is_left_out_with_a_sentence(tmp_path):

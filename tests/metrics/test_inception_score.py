@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diffcli.errors import NumericalError, UsageError
-from diffcli.metrics.inception_score import ScoreSums, inception_score, split_of
+from diffcli.metrics.inception_score import ScoreSums, few_of_a_class, inception_score, split_of
 
 
 def logits(n, c, seed=0):
@@ -63,6 +63,19 @@ def test_the_splits_hold_every_item_once_and_are_of_one_size():
     split = split_of(torch.arange(1000), 7)
     assert split.bincount().tolist() == [143] * 6 + [142] or split.bincount().max() - split.bincount().min() <= 1
     assert torch.equal(split[13:40], split_of(torch.arange(13, 40), 7))
+
+
+@pytest.mark.parametrize("sharp", [1.0, 1000.0])
+def test_too_few_a_class_is_told_with_a_bound_of_the_bias_that_holds(sharp):
+    """log IS of 30 items a split is below that of 60,000 by log(1 + 9/30) at most; for sure classes by over 0.3 of it."""
+    score, many = (inception_score(sharp * logits(60_000, 10), splits=k)["mean"] for k in (2000, 1))
+    lost, most = math.log(many / score), math.log1p(9 / 30)
+    assert most * (0.3 if sharp > 1 else 0) < lost < most
+    told = few_of_a_class(300, 10)
+    assert "10 splits has 30 items for 10 classes" in told
+    assert f"by {1 - 1 / 1.3:.0%} at most" in told
+    assert few_of_a_class(1000, 10) == few_of_a_class(5, 0) == ""
+    assert "each of its 5 splits has 1 items" in few_of_a_class(5, 3)
 
 
 def test_bad_values_are_refused():

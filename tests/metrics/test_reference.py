@@ -188,6 +188,10 @@ def test_the_floor_is_that_of_fresh_draws_of_the_same_law():
 def test_few_samples_are_told_with_what_real_ones_give():
     assert few_samples(1000, 64) == ""
     assert "rank 63 at most" in few_samples(64, 64)
+    assert few_samples(1000, 64, of_reference=1000) == ""
+    assert "180 items of the reference are fewer" in few_samples(1000, 64, of_reference=180)
+    assert "of 50 items of the reference in 64 dimensions has rank 49" in few_samples(1000, 64, of_reference=50)
+    assert "600 items are fewer" in few_samples(600, 64, of_reference=700)
     told = few_samples(600, 64, [2.0, 3.0], 500)
     assert "fewer than ten times the 64 dimensions" in told
     assert "2.5 at n=500" in told

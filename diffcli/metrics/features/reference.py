@@ -132,19 +132,27 @@ def floor(found: Reference, n: int, draws: int = 2, seed: int = 0) -> tuple[list
     return values, m
 
 
-def few_samples(n: int, dim: int, floor_values: list[float] | None = None, m: int | None = None) -> str:
+def few_samples(
+    n: int, dim: int, floor_values: list[float] | None = None, m: int | None = None, of_reference: int | None = None
+) -> str:
     """The sentence that stands beside a Fréchet distance of n items in `dim` dimensions, "" where n is enough.
+
+    of_reference: items of the other side, which bias it as much where they are fewer.
 
     Below dim + 1 items the covariance has no full rank; below ten times dim the bias is not small beside good samples'.
     """
-    if n > 10 * dim:
+    real = of_reference is not None and of_reference < n
+    least = of_reference if real else n
+    if least > 10 * dim:
         return ""
+    items = f"{least} items of the reference" if real else f"{n} items"
     why = (
-        f"the covariance of {n} items in {dim} dimensions has rank {n - 1} at most"
-        if n <= dim
-        else f"{n} items are fewer than ten times the {dim} dimensions of the features"
+        f"the covariance of {items} in {dim} dimensions has rank {least - 1} at most"
+        if least <= dim
+        else f"{items} are fewer than ten times the {dim} dimensions of the features"
     )
-    tell = "the distance is biased upwards: compare it at the same n only"
+    same = "with the same reference and the same n" if real else "at the same n"
+    tell = f"the distance is biased upwards: compare it {same} only"
     if floor_values:
         tell += f"; real items in the place of the samples give {sum(floor_values) / len(floor_values):.3g} at n={m}"
     return f"{why}, so {tell}"
