@@ -53,7 +53,7 @@ def measures_of(model: Model, items: Items, network: FeatureNetwork | None) -> l
     found.append(TwoSample(items, data.transform, n, config["compared"], energy=not is_image(model.shape)))
     mixture = getattr(data, "mixture", None)
     if mixture is not None:
-        found.append(KnownDensity(mixture, min(n, config["compared"])))
+        found.append(KnownDensity(mixture, n, config["compared"]))
     return found
 
 

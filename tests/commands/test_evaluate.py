@@ -35,7 +35,16 @@ def test_exact_samples_score_as_real_items(cli, tmp_path):
     """And a known error of the score is told apart."""
     words = (*EXACT, "n=800", "repeats=2", "sampler=dpmpp_2m")
     good, out = card_of(cli, tmp_path, "good", *words, "steps=60")
-    points = ["sliced_wasserstein", "mmd2", "energy_distance", "kl", "covered_modes", "mode_weights", "between_modes"]
+    points = [
+        "sliced_wasserstein",
+        "mmd2",
+        "energy_distance",
+        "kl",
+        "kl_excess",
+        "covered_modes",
+        "mode_weights",
+        "between_modes",
+    ]
     assert [f.name for f in good.figures] == points
     for f in good.figures:
         assert len(f.values) == 2

@@ -10,6 +10,7 @@ import torch
 from diffcli.data.base import TensorItems
 from diffcli.data.mixture import Mixture
 from diffcli.data.transform import Identity, Levels
+from diffcli.diffusion.exact import GaussianMixture
 from diffcli.errors import NumericalError
 from diffcli.metrics.evaluation import evaluate, in_repeats
 from diffcli.metrics.feature_measures import FeatureMeasures
@@ -201,12 +202,35 @@ def test_a_known_density_tells_copies_and_missing_modes():
     x = data.mixture.sample(400, torch.Generator().manual_seed(0))[0]
     cases = {"copies": x[:1].repeat(400, 1), "one mode": x[x[:, 0] > 1][:100].repeat(4, 1) + 1e-3 * x}
     for name, samples in cases.items():
-        measure = KnownDensity(data.mixture, 400)
+        measure = KnownDensity(data.mixture, 400, 400)
         found = evaluate(in_batches(samples, 100), 400, [measure], lambda: Taken(Identity(), 400))
         covered = next(f for f in found.figures if f.name == "covered_modes")
         assert covered.mean < covered.floor_mean == 4
         assert "almost no samples" in covered.warning
         assert ("kl" in found.left_out) == (name == "copies")
+
+
+def test_the_excess_of_kl_is_free_of_the_bias_of_its_estimator():
+    """In 16 dimensions the KL of 200 draws of the density itself is off by many sd; above that of exact draws it is 0.
+
+    A shift by s of one unit normal is `s²/2` nats."""
+    mixture = GaussianMixture([1.0], torch.zeros(1, 16), torch.eye(16)[None])
+    for shift, nats in ((0.0, 0.0), (2.0, 2.0)):
+        x = torch.randn(600, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x[:, 0] += shift
+        measure = KnownDensity(mixture, 300, 200)
+        found = evaluate(in_batches(x[:600], 100), 300, [measure], lambda: Taken(Identity(), 200))
+        kl, excess = found.figures[:2]
+        assert [kl.name, excess.name] == ["kl", "kl_excess"]
+        error = excess.floor_sd * (1 / 2 + 1 / 8) ** 0.5
+        assert abs(kl.mean - nats) > 7 * error
+        assert abs(excess.mean - nats) < 3 * error
+        assert excess.floor_mean == pytest.approx(0, abs=1e-12)
+    assert measure.protocol() == {"compared_with_density": 200}
+    assert "the first 200 of each repeat alone" in excess.what_floor
+    assert "alone" not in KnownDensity(mixture, 200, 200).what_floor
+    two = [TwoSample(items(400, 0), Levels(17), 90, most, energy=False).what_floor for most in (60, 90)]
+    assert ["the first 60 of each" in two[0], "alone" in two[1]] == [True, False]
 
 
 def test_a_sample_that_is_not_finite_is_named():
