@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from diffcli.errors import UsageError
-from diffcli.metrics.kid import checked
+from diffcli.metrics.two_sample import checked
 
 BLOCK = 2**18  # distances held at once, 2 MB: blocks beyond the cache take longer
 
@@ -33,7 +33,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> Prdc:
     """
     if min(k, k_density) < 1:
         raise UsageError(f"neighbours={min(k, k_density)} is below 1")
-    real, fake = checked(real, fake, least=max(k, k_density) + 1)
+    fake, real = checked(fake, real, least=max(k, k_density) + 1)
     centre = real.mean(0)  # the expansion of the square then cancels least
     real, fake = real - centre, fake - centre
     ball, ball_density = radii(real, k, k_density)
