@@ -15,6 +15,7 @@ from diffcli.commands.settings import check_settings
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.metrics.features.base import check_items
 
+LOOKED = 1000  # samples that show whether they are in [0, 1] in the place of levels
 DRAWING = ("ckpt=", "network=", "sampler", "grid", "sde", "steps=", "nfe=", "last=", "weights=", "dtype=", "seed=")
 
 
@@ -49,7 +50,8 @@ class Given:
             raise UsageError(f"{self.path} has samples of shape {array.shape[1:]}, the data have {model.shape}")
         if len(array) < self.count:
             most = len(array) // repeats
-            fits = f"n={most} repeats={repeats}" if most > 1 else f"n={len(array)} repeats=1"
+            one = f"n={len(array)} repeats=1" if len(array) > 1 else "a file of more samples"
+            fits = f"n={most} repeats={repeats}" if most > 1 else one
             raise UsageError(
                 f"{self.path} holds {len(array)} samples, n={n} repeats={repeats} takes {self.count}", fits
             )
@@ -60,6 +62,12 @@ class Given:
 
         Raises UsageError for one outside the levels of the data, NumericalError for one that is not finite.
         """
+        head = np.asarray(self.array[: min(LOOKED, self.count)])  # whatever the size of a batch
+        if head.dtype.kind == "f" and (self.levels or 0) > 2 and head.min() >= -0.5 and head.max() <= 1:
+            raise UsageError(
+                f"{self.path} has values from {head.min():g} to {head.max():g}, the levels of the data are 0..{self.levels - 1}",
+                f"the samples times {self.levels - 1}, if they lie in [0, 1]",
+            )
         for begin in range(0, self.count, size):
             part = np.asarray(self.array[begin : min(begin + size, self.count)])
             x = part.transpose(0, *self.axes).reshape(len(part), *self.shape).astype(np.float64)
@@ -67,11 +75,6 @@ class Given:
                 check_items(torch.from_numpy(x), self.levels, begin)
             except DiffcliError as error:
                 raise type(error)(f"{self.path}: {error.message}", error.hint) from error
-            if begin == 0 and self.levels is not None and part.dtype.kind == "f" and x.max() <= 1:
-                raise UsageError(
-                    f"{self.path} has values from {x.min():g} to {x.max():g}, the levels of the data are 0..{self.levels - 1}",
-                    f"the samples times {self.levels - 1}, if they lie in [0, 1]",
-                )
             yield x, np.zeros(0, np.int64)
 
 

@@ -63,6 +63,7 @@ def evaluate(
         if taken.n == n:
             results.append({k: v for measure in measures for k, v in measure(taken).items()})
             values, off_range = values + taken.values, off_range + taken.off_range
+            taken.collector = None  # of large features it holds the most
             first, taken = first or taken, None
     figures = [figure for measure in measures for figure in measure.figures(results)]
     left_out = {k: v for measure in measures for k, v in measure.left_out.items()}

@@ -142,6 +142,7 @@ X = np.arange(64 * 30).reshape(30, 8, 8) % 17
         (X[:, :4], (), 2, "shape (4, 8), the data have (1, 8, 8)"),
         (X.astype(str), (), 2, "samples are numbers"),
         (X[:, 0, 0], (), 2, "samples are numbers"),
+        (X[:1], (), 2, "try: a file of more"),
         (X, ("n=20",), 2, "holds 30 samples, n=20 repeats=2 takes 40"),
         (X, ("steps=3",), 2, "says nothing about them"),
         (X, ("features=inception",), 2, "weights"),
@@ -161,6 +162,13 @@ def test_what_cannot_be_measured_is_refused_in_a_sentence(cli, tmp_path, x, word
     assert done.err.startswith("error: ")
     assert done.err.count("error") == 1
     assert (tmp_path / "e").exists() == (code == 4)
+
+
+def test_dark_samples_in_the_first_batch_are_not_taken_for_ones_in_0_to_1(cli, tmp_path):
+    np.save(tmp_path / "x.npy", np.where(np.arange(30)[:, None, None] == 0, 0.0, X))
+    words = ("data=digits", "samples=x.npy", "n=10", "repeats=2", "batch_size=1", "floor=false", "neighbours=false")
+    done = cli("evaluate", *words, "out=e")
+    assert done.code == 0, done.err
 
 
 def test_a_model_of_digits_does_not_go_with_another_shape(cli, tmp_path):

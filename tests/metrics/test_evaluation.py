@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+import weakref
 
 import numpy as np
 import pytest
@@ -275,6 +276,20 @@ def test_memory_does_not_grow_with_n(tmp_path):
     whole = 4500 * 16 * 4  # bytes of the samples that one has more than the other
     assert alive[2] - alive[1] < whole / 20
     assert peak[2] - peak[1] < whole / 20
+
+
+def test_of_the_first_repeat_no_features_are_held_beside_those_of_the_next(tmp_path):
+    measure, held = features(tmp_path, 100, kept=100), []
+
+    class Watched(Taken):
+        def __init__(self):
+            held.append([ref() for ref in alive])
+            super().__init__(Levels(17), 10, measure.collector())
+            alive.append(weakref.ref(self.collector))
+
+    alive = []
+    evaluate(in_batches(images(300, 1), 64), 100, [measure], Watched)
+    assert held == [[], [None], [None, None]]
 
 
 def test_a_choice_of_items_is_the_same_each_time_and_has_none_twice():
