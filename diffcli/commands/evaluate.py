@@ -17,7 +17,7 @@ from diffcli.explain import card_picture, neighbours_picture
 from diffcli.metrics.card_text import markdown, text
 from diffcli.metrics.evaluation import evaluate
 from diffcli.metrics.feature_measures import FeatureMeasures
-from diffcli.metrics.measures import some
+from diffcli.metrics.measures import fitting, some
 from diffcli.metrics.neighbours import MemorisationCheck
 from diffcli.metrics.taken import Taken
 
@@ -36,6 +36,7 @@ def run(cfg) -> int:
     given = None if cfg.samples is None else Given(model, config["n"], config["repeats"])
     items = model.data.split(config["split"])
     check_shape(model, items[0][0].shape, "the data")
+    config["compared"] = fitting(config["compared"], model.shape)
     network = network_of(model, device)
     path = choose("evaluate", config)
     if cfg.dry_run:

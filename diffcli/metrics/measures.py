@@ -21,6 +21,7 @@ from diffcli.metrics.taken import Taken
 from diffcli.randomness import key
 
 POOL = 10_000  # items that halves of the data are drawn from: float64 of all would not fit
+HELD = 2**26  # numbers of them, 0.5 GB; large images are fewer
 ORDER = 0  # seed of every choice among real items: a protocol has no seed of the samples' in it
 
 
@@ -74,8 +75,12 @@ class TwoSample(Measure):
     def __init__(self, items: Items, transform: Transform, n: int, compared: int, energy: bool):
         super().__init__()
         more = {"energy_distance": energy_distance} if energy else {}
+        size = items[0][0].numel()
         self.ruler = Ruler(
-            transform.encode(some(items, max(POOL, 2 * compared))).double(), min(n, compared), ORDER, more
+            transform.encode(some(items, max(min(POOL, HELD // size), 2 * compared))).double(),
+            min(n, compared),
+            ORDER,
+            more,
         )
         self.about = {
             "sliced_wasserstein": About("sliced Wasserstein", "lower"),
@@ -158,6 +163,11 @@ class KnownDensity(Measure):
 def _the_first(m: int, n: int) -> str:
     """Said where not all n samples of a repeat are looked at."""
     return f"; of the samples, too, the first {m} of each repeat alone" if m < n else ""
+
+
+def fitting(compared: int, shape: tuple[int, ...]) -> int:
+    """As many items of a shape as two sets of them take HELD numbers, `compared` at most and 2 at least."""
+    return max(2, min(compared, HELD // (2 * math.prod(shape))))
 
 
 def some(items: Items, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from diffcli.errors import NumericalError, UsageError
 
 ITEMS, ROWS = 4096, 4096  # items and queries of one block of distances: 64 MB in float32
+HELD = 2**26  # numbers of a block of items, 0.5 GB; large images are fewer
 PAIRS = 2**23  # entries of the differences held at once, 64 MB
 SPARE = 4  # candidates of a block beyond k that are measured again
 LOW = 16  # coordinates up to which the search itself is in float64: it costs little there
@@ -43,7 +44,7 @@ class Nearest:
         best = q.new_full((len(q), self.k), torch.inf)
         index = torch.full(best.shape, -1, device=q.device)
         start, centre, scale = 0, None, 1.0
-        for block in self._blocks():
+        for block in self._blocks(max(1, min(ITEMS, HELD // q.shape[1]))):
             items = _flat(block.to(q.device), "item", start)
             if items.shape[1] != q.shape[1]:
                 raise UsageError(f"queries of {q.shape[1]} coordinates have no distance to items of {items.shape[1]}")
@@ -60,9 +61,9 @@ class Nearest:
             start += len(items)
         return best, index
 
-    def _blocks(self) -> Iterator[Tensor]:
-        for first in range(0, len(self), ITEMS):
-            last = min(first + ITEMS, len(self))
+    def _blocks(self, size: int) -> Iterator[Tensor]:
+        for first in range(0, len(self), size):
+            last = min(first + size, len(self))
             tensor = isinstance(self.items, Tensor)
             block = self.items[first:last] if tensor else self.items.__getitems__(range(first, last))[0]
             yield block if self.embed is None else self.embed(block)

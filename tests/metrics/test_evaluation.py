@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from diffcli.data.base import TensorItems
+from diffcli.data.base import Items, TensorItems
 from diffcli.data.mixture import Mixture
 from diffcli.data.transform import Identity, Levels
 from diffcli.diffusion.exact import GaussianMixture
 from diffcli.errors import NumericalError
+from diffcli.metrics import measures
 from diffcli.metrics.evaluation import evaluate, in_repeats
 from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.features.base import FeatureNetwork
@@ -20,7 +21,7 @@ from diffcli.metrics.features.pixels import Pixels
 from diffcli.metrics.features.reference import reference
 from diffcli.metrics.features.statistics import Moments
 from diffcli.metrics.frechet import frechet
-from diffcli.metrics.measures import About, KnownDensity, Measure, TwoSample, permuted, some
+from diffcli.metrics.measures import About, KnownDensity, Measure, TwoSample, fitting, permuted, some
 from diffcli.metrics.taken import Taken
 
 IMAGE = (1, 4, 4)
@@ -290,6 +291,25 @@ def test_of_the_first_repeat_no_features_are_held_beside_those_of_the_next(tmp_p
     alive = []
     evaluate(in_batches(images(300, 1), 64), 100, [measure], Watched)
     assert held == [[], [None], [None, None]]
+
+
+def test_of_large_images_fewer_are_held(monkeypatch):
+    assert fitting(2000, (3, 64, 64)) == 2000
+    assert fitting(2000, (3, 256, 256)) * 2 * 3 * 256**2 <= measures.HELD
+    assert fitting(2000, (3, 9999, 9999)) == 2
+    monkeypatch.setattr(measures, "HELD", 16 * 50)
+    asked = []
+
+    class Watched(Items):
+        def __len__(self):
+            return 300
+
+        def __getitems__(self, indices):
+            asked.append(len(indices))
+            return items(300, 0).__getitems__(indices)
+
+    assert TwoSample(Watched(), Levels(17), 100, fitting(60, IMAGE), energy=False).ruler.m == 25
+    assert max(asked) == 50
 
 
 def test_a_choice_of_items_is_the_same_each_time_and_has_none_twice():

@@ -32,6 +32,14 @@ def test_they_are_those_of_all_distances_in_any_blocks(d, blocks, monkeypatch):
     assert (indices == expected[1]).all()
 
 
+def test_of_large_items_fewer_are_read_at_once(monkeypatch):
+    monkeypatch.setattr(module, "HELD", 300 * 8)
+    sizes, items = [], normal(50, 300, 1)
+    found = Nearest(items, 2, embed=lambda x: sizes.append(len(x)) or x)(normal(4, 300, 0))
+    assert sizes == [8] * 6 + [2]
+    assert (found[1] == brute(normal(4, 300, 0), items, 2)[1]).all()
+
+
 def test_near_copies_far_from_the_origin_keep_their_digits():
     items = (1000 + normal(500, 400, 0)).float()
     queries = items[:50].double() + 1e-6
