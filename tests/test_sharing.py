@@ -1,7 +1,8 @@
 """Jobs shared over processes: their results are those of one process, in order, and a failure is one failure."""
 
 import os
-import signal
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,45 +14,44 @@ from diffcli.sharing import share
 TWO = [torch.device("cpu")] * 2
 
 
-class Square:
-    """Squares a job; says where it was done.  A job below 0 fails, one above 100 ends its process."""
-
-    def to(self, device):
-        self.device = device
-
-    def __call__(self, job):
-        if job < 0:
-            raise NumericalError(f"job {job} is below 0", "more")
-        if job > 100:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return job**2, os.getpid()
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    """The other processes get this one's path, and unpickle `Square` from this file."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
 
 
-def test_results_come_in_the_order_of_the_jobs_from_both_processes():
-    found = list(share(Square(), list(range(7)), TWO))
+@pytest.fixture
+def square(monkeypatch):
+    """The other processes get this one's path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    return import_module("sharing_job").Square()
+
+
+def test_results_come_in_the_order_of_the_jobs_from_both_processes(square):
+    found = list(share(square, list(range(7)), TWO))
     assert [value for value, _ in found] == [k**2 for k in range(7)]
     pids = [pid for _, pid in found]
     assert len(set(pids)) == 2 and os.getpid() not in pids
     assert len(set(pids[::2])) == len(set(pids[1::2])) == 1  # job k on device k modulo 2
 
 
-def test_a_failure_of_a_job_is_raised_as_it_was():
-    results = share(Square(), [1, 2, -3, 4], TWO)
+def test_a_failure_of_a_job_is_raised_as_it_was(square):
+    results = share(square, [1, 2, -3, 4], TWO)
     assert [next(results)[0] for _ in range(2)] == [1, 4]
     with pytest.raises(NumericalError, match="job -3") as raised:
         next(results)
     assert raised.value.message == "job -3 is below 0" and raised.value.hint == "more" and raised.value.exit_code == 4
 
 
-def test_a_process_that_dies_is_named():
-    results = share(Square(), [1, 200, 3], TWO)
+def test_a_process_that_dies_is_named(square):
+    results = share(square, [1, 200, 3], TWO)
     assert next(results)[0] == 1
     with pytest.raises(DiffcliError, match=r"the process of cpu ended.*\(exit code -9\)"):
         next(results)
 
 
-def test_an_iteration_that_ends_early_ends_the_processes():
-    results = share(Square(), list(range(50)), TWO)
+def test_an_iteration_that_ends_early_ends_the_processes(square):
+    results = share(square, list(range(50)), TWO)
     _, pid = next(results)
     results.close()
     with pytest.raises(ProcessLookupError):

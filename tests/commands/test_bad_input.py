@@ -134,7 +134,8 @@ ROWS = {
     "eta 3": ("sample network=exact sampler=ddim sampler.eta=3", "eta must lie in"),
     "tol 2": ("sample network=exact sampler=rk45 sampler.tol=2", "tol must lie between"),
     "probes 0": ("nll network=exact likelihood.probes=0", "probes must be at least 1"),
-    "likelihood tol 0": ("nll network=exact likelihood.tol=0", "tol must lie between"),
+    "likelihood tol 0": ("nll network=exact likelihood.tol=0", "tol must be above 0"),
+    "tol 0 of rk45": ("nll network=exact likelihood.solver=rk45 likelihood.tol=0", "tol must lie between"),
     "dropout 1": ("train network.dropout=1", "dropout must lie in"),
     "data n 0": ("train data=moons data.n=0", "data.n=0"),
     # files
