@@ -14,12 +14,6 @@ from diffcli.sharing import share
 TWO = [torch.device("cpu")] * 2
 
 
-@pytest.fixture(autouse=True)
-def importable(monkeypatch):
-    """The other processes get this one's path, and unpickle `Square` from this file."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-
-
 @pytest.fixture
 def square(monkeypatch):
     """The other processes get this one's path."""
