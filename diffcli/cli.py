@@ -17,6 +17,10 @@ MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
 FROM_CHECKPOINT = ("sample", "nll", "evaluate", "compare", "explain", "diagnose")
 
 
+class _Unread(BaseException):
+    """Nobody reads what is printed; Hydra would catch an Exception and print the command's overrides."""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code (the list is in the README)."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -46,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `diffcli train --help | head`
+    except (BrokenPipeError, _Unread):  # `diffcli train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -109,8 +113,10 @@ def _job(command: str, codes: list[int], cfg) -> None:
         codes.append(importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}").run(cfg) or 0)
         if codes[-1] > 128:  # stopped by a signal, which was meant for the rest of a sweep too
             raise KeyboardInterrupt
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         raise
+    except BrokenPipeError as error:
+        raise _Unread from error
     except OmegaConfBaseException as error:
         codes.append(report(_unset(command, cfg, error), debug=cfg.get("debug") is True))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: any failure becomes a sentence and a code

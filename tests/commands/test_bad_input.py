@@ -322,6 +322,17 @@ def test_debug_prints_the_trace(cli):
     assert "Traceback" in result.err
 
 
+def test_output_that_nobody_reads_is_no_failure(cli, monkeypatch):
+    """`diffcli sample … | head -1`: nothing is said of it, by Hydra neither."""
+
+    def say(_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("diffcli.commands.sample.say", say)
+    result = cli("sample", "network=exact", "n=2", "steps=1", "dry_run=true")
+    assert (result.code, result.err) == (0, "")
+
+
 def process(tmp_path, *argv: str) -> tuple[subprocess.CompletedProcess, float]:
     """diffcli as a user starts it, and the seconds it took."""
     begun = time.monotonic()
