@@ -16,10 +16,17 @@ from diffcli.diffusion.likelihood import LogDensity
 from diffcli.diffusion.prior import Prior
 from diffcli.errors import UsageError
 
+# of likelihood=ode: what each choice does without
+UNUSED = {
+    "divergence": {"exact": ("probes", "noise"), "hutchinson": ()},
+    "solver": {"exponential": (), "rk45": ("steps",), "rk4": ("tol",), "heun": ("tol",)},
+}
+
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device)
+    _check_unused(model.config["likelihood"])
     likelihood = build(model.config["likelihood"], "likelihood")
     if likelihood.needs_process:
         check_process(model, "likelihood=path, or ")
@@ -55,13 +62,26 @@ def run(cfg) -> int:
     return 0
 
 
+def _check_unused(node: dict) -> None:
+    """Refuse a setting of the ODE that its solver or divergence would not look at."""
+    for part, keys in UNUSED.items():
+        for key in keys.get(node.get(part), ()):
+            if typed(f"likelihood.{key}="):
+                fits = "|".join(name for name, others in keys.items() if key not in others)
+                raise UsageError(
+                    f"likelihood.{part}={node[part]} has no {key}",
+                    f"likelihood.{key} left out, or likelihood.{part}={fits}",
+                )
+
+
 def _check_dequantize(model: Model) -> None:
     """Refuse a way to dequantise that nothing here would use."""
     how = model.config["dequantize"]
     if model.data.transform.levels is None and typed("dequantize=") and how != "none":
         raise UsageError(f"dequantize={how}: these data are continuous and have no levels", "dequantize= left out")
     if typed("dequantize_samples") and how != "importance":
-        raise UsageError(f"dequantize={how} takes one value of an item", "dequantize=importance")
+        fits = "dequantize_samples= left out" if model.data.transform.levels is None else "dequantize=importance"
+        raise UsageError(f"dequantize={how} takes one value of an item", fits)
 
 
 def _setup(likelihood: LogDensity, model: Model) -> None:
@@ -121,7 +141,7 @@ def _draw_bound(report: Report, results: dict, path) -> dict[str, str]:
     if isinstance(report.bound, DiscreteBound):
         names = {"L_T": "prior", "Σ L_{t-1}": "steps", "L_0": "reconstruction"}
     terms = {name: found[key] for name, key in names.items()} | {
-        "ELBO": found["nats"],
+        "-ELBO": found["nats"],
         "-log p": -results["log_prob_mean"],
     }
     report.write_strata(path / "bound.csv")

@@ -61,16 +61,22 @@ def _errors(report: Report, results: dict) -> Iterator[str]:
 def _show_bound(results: dict) -> None:
     found, protocol = results["elbo"], results["protocol"]["elbo"]
     kind = "continuous" if protocol["bound"].startswith("Continuous") else "discrete"
-    label = "ELBO"
+    label, of_what = "-ELBO", ", an upper bound of -log p"
     if "bits_per_dim" in found:
         of = "a level's probability" if protocol["decoder"] == "bin" else "the dequantised density"
         bits = _pm(found, "bits_per_dim", "bits_per_dim_standard_error")
-        say(f"ELBO      {bits} bits/dim, an upper bound from {of}")
-        label = ""
-    say(f"{label:<10}{_pm(found, 'nats', 'standard_error')} nats an item ({kind}, elbo.times={protocol['times']})")
+        say(f"-ELBO     {bits} bits/dim, an upper bound from {of}")
+        label = of_what = ""
+    nats = f"{_pm(found, 'nats', 'standard_error')} nats an item{of_what}"
+    say(f"{label:<10}{nats} ({kind}, elbo.times={protocol['times']})")
     names = ("L_T", "sum L_{t-1}", "L_0") if kind == "discrete" else ("L_T", "integral", "reconstruction")
     terms = zip(names, (found[k] for k in ("prior", "steps", "reconstruction")), strict=True)
     say("          = " + " + ".join(f"{name} {value:.4f}" for name, value in terms))
+    noise = found["monte_carlo_error"] or 0.0
+    if protocol["decoder"] == "density" and found["nats"] + 2 * noise < -results["log_prob_mean"]:
+        say(
+            "          below the -log p above, as it bounds that of the reverse SDE: the two are one for an exact score only"
+        )
     if found["monte_carlo_error"] is not None:
         say(f"          of whose error the drawn times and noises leave ± {found['monte_carlo_error']:.2g}")
 

@@ -291,7 +291,7 @@ def test_the_bound_of_levels(cli, tmp_path):
         assert np.allclose(found["bits_per_dim"], -found["log_prob"] / (64 * math.log(2)))
         assert found["elbo_prior"] + found["elbo_steps"] + found["elbo_reconstruction"] == pytest.approx(found["elbo"])
         assert (found["elbo"] > 0).all()
-        assert f"ELBO      {results['elbo']['bits_per_dim']:.4f}" in done.out
+        assert f"-ELBO     {results['elbo']['bits_per_dim']:.4f}" in done.out
 
 
 def test_a_failure_leaves_what_was_measured(cli, tmp_path):
@@ -321,7 +321,12 @@ def test_a_failure_leaves_what_was_measured(cli, tmp_path):
         (("also=elbo", "elbo.bound=both"), "elbo.bound"),
         (("also=elbo", "likelihood=path", "likelihood.grid=0"), "up to a constant"),
         (("dequantize=importance",), "no levels"),
-        (("dequantize_samples=4",), "dequantize=importance"),
+        (("dequantize_samples=4",), "left out"),
+        (("likelihood.divergence=exact", "likelihood.probes=4"), "has no probes"),
+        (("likelihood.divergence=exact", "likelihood.noise=gaussian"), "likelihood.divergence=hutchinson"),
+        (("likelihood.solver=rk45", "likelihood.steps=64"), "likelihood.solver=exponential|rk4|heun"),
+        (("likelihood.solver=rk4", "likelihood.tol=1e-3"), "likelihood.solver=exponential|rk45"),
+        (("likelihood.solver=heun", "likelihood.tol=1e-3"), "has no tol"),
         (("dequantize=variational",), "dequantize"),
     ],
 )
