@@ -25,6 +25,9 @@ from diffcli.errors import UsageError
 from diffcli.randomness import ItemNoise
 
 ITEMS = 2000, 256  # by default: of few dimensions, of many
+FEWEST = 8  # of fewer, the errors themselves are chance
+OF_A_MODEL = ("weights=", "dtype=", "split=", "dequantize=", "checks=", "n=", "times=", "probes=", "exact_up_to=")
+OF_A_MODEL += ("data", "sde", "schedule=", "trust=")
 BROKEN = 4  # exit code of a self-check that found a law broken
 
 
@@ -37,9 +40,12 @@ def run(cfg) -> int:
     check_shape(model, model.data.shape, "the data")
     items = model.data.split(cfg.split)
     model.data.split("train")
+    n = min(_count(model), len(items))
+    if n < FEWEST:
+        few = "1 item" if n == 1 else f"{n} items"
+        raise UsageError(f"{few} of the {cfg.split} split cannot tell a fault from chance: it takes {FEWEST} at least")
     path = choose("diagnose", model.config)
     if cfg.dry_run:
-        n = min(_count(model), len(items))
         say(f"would check {', '.join(checks)} of {model.source} on {n} items of the {cfg.split} split")
         return 0
     held_out = model.data.held_out and cfg.split == "test"
@@ -143,6 +149,9 @@ def self_check(cfg) -> int:
     check_settings(config, GROUPS)
     if config["ckpt"] is not None or typed("network="):
         raise UsageError("self_check=true looks at the program and takes no model", "diffcli diagnose ckpt=PATH")
+    if other := next((key for key in OF_A_MODEL if typed(key)), None):
+        key = other.rstrip("=")
+        raise UsageError(f"self_check=true always takes the same laws, so that {key} says nothing", f"{key} left out")
     path = choose("diagnose", config)
     if cfg.dry_run:
         say("would check the laws of this program")

@@ -58,7 +58,7 @@ def page(title: str, facts: list[str], checks: list[tuple[str, str, str, Finding
     )
     body = [f"<h1>{escape(title)}</h1>", *(f'<p class="facts">{escape(fact)}</p>' for fact in facts)]
     body.append(_summary(checks))
-    body += [_section(*check) for check in checks]
+    body += [_section(*check, alone=len(checks) == 1) for check in checks]
     return head + "\n".join(body) + f"\n<footer>{escape(footer)}</footer></main></body></html>\n"
 
 
@@ -75,7 +75,7 @@ def _summary(checks) -> str:
     return f'<section><div class="wide"><table class="summary">{"".join(rows)}</table></div></section>'
 
 
-def _section(name: str, title: str, formula: str, finding: Finding) -> str:
+def _section(name: str, title: str, formula: str, finding: Finding, alone: bool) -> str:
     parts = [f'<section id="{name}"><header><h2>{escape(title)}</h2>{_status(finding)}</header>']
     if formula:
         parts.append(f"<code>{escape(formula)}</code>")
@@ -88,7 +88,9 @@ def _section(name: str, title: str, formula: str, finding: Finding) -> str:
         parts.append('<div class="charts">' + "".join(map(_figure, finding.charts)) + "</div>")
     for key, value in finding.numbers.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
-            parts.append(f"<details><summary>numbers: {escape(key)}</summary>{_table(value)}</details>")
+            parts.append(
+                f"<details{' open' if alone else ''}><summary>numbers: {escape(key)}</summary>{_table(value)}</details>"
+            )
     return "\n".join([*parts, "</section>"])
 
 

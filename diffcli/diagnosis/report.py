@@ -1,6 +1,7 @@
 """diagnosis.html and diagnosis.json: the same numbers for a person and for a program."""
 
 import json
+import sys
 from pathlib import Path
 
 from diffcli import __version__
@@ -8,7 +9,7 @@ from diffcli.diagnosis.checks import CHECKS
 from diffcli.diagnosis.finding import Finding
 from diffcli.diagnosis.page import page, plain
 from diffcli.diagnosis.subject import Subject
-from diffcli.diagnosis.svg import Chart, Series
+from diffcli.diagnosis.svg import DECADES, Chart, Series
 
 HTML, JSON = "diagnosis.html", "diagnosis.json"
 
@@ -66,7 +67,7 @@ def brief(finding: Finding) -> dict:
 def write_laws(folder: Path, laws: list, versions: dict, hardware: dict) -> None:
     """Both files of a self-check; laws: those of `self_check.run`."""
     keys = ("name", "formula", "source", "value", "bound", "passed", "seconds", "where")
-    rows = [{key: getattr(law, key) for key in keys} for law in laws]
+    rows = [{"law": i + 1} | {key: getattr(law, key) for key in keys} for i, law in enumerate(laws)]
     broken = [law.name for law in laws if not law.passed]
     content = {
         "diffcli": __version__,
@@ -77,7 +78,8 @@ def write_laws(folder: Path, laws: list, versions: dict, hardware: dict) -> None
     }
     _write(folder / JSON, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
     places = [float(i + 1) for i in range(len(laws))]
-    share = Series("laws", places, [law.value / law.bound if law.bound else float("nan") for law in laws], joined=False)
+    bounds = [law.bound or sys.float_info.min for law in laws]
+    share = [max(law.value / bound, DECADES) for law, bound in zip(laws, bounds, strict=True)]
     finding = Finding(
         "bad" if broken else "good",
         f"{len(laws) - len(broken)} of {len(laws)} laws hold, in {sum(law.seconds for law in laws):.0f} s",
@@ -85,7 +87,16 @@ def write_laws(folder: Path, laws: list, versions: dict, hardware: dict) -> None
         "a law that is broken says that this machine, this torch or this build computes wrongly",
         f"report it with this page: {'; '.join(broken)}" if broken else "",
         {"laws": rows},
-        [Chart("Value over bound, law by law", "law", "value/bound", [share], log_y=True, level=1.0)],
+        [
+            Chart(
+                f"Value over bound, law by law ({DECADES:g}: at most)",
+                "number of the law in the table",
+                "value/bound",
+                [Series("laws", places, share, joined=False)],
+                log_y=True,
+                level=1.0,
+            )
+        ],
     )
     facts = [", ".join(f"{k} {v}" for k, v in versions.items()), ", ".join(f"{k} {v}" for k, v in hardware.items())]
     sections = [("laws", "The laws of the installed program", "", finding)]

@@ -74,6 +74,8 @@ def test_wrong_settings_are_one_sentence(cli, tmp_path):
         ("checks=[los]",): "'loss'",
         ("checks=[]",): "nothing to check",
         ("n=0",): "n must be at least 1",
+        ("n=7",): "7 items of the test split cannot tell",
+        ("data.n=1",): "1 item of the test split",
         ("times=0",): "times must be at least 1",
         ("probes=0",): "probes must be at least 1",
         ("time=3",): "times",
@@ -85,6 +87,9 @@ def test_wrong_settings_are_one_sentence(cli, tmp_path):
         assert "Traceback" not in done.err
     assert cli("diagnose", "ckpt=no.ckpt").code == 2
     assert "takes no model" in cli("diagnose", "self_check=true", "ckpt=no.ckpt").err
+    for word in ("n=9", "checks=[loss]", "data.n=3", "weights=raw"):
+        done = cli("diagnose", "self_check=true", word)
+        assert (done.code, "the same laws" in done.err) == (2, True), word
     done = cli("diagnose", *exact, "dry_run=true")
     assert done.code == 0
     assert all(name in done.out for name in CHECKS)

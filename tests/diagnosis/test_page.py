@@ -1,11 +1,14 @@
 """The page: one file that asks for nothing, says all that the JSON says, and whose charts stand where their values are."""
 
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 from diffcli.diagnosis.finding import Finding
+from diffcli.diagnosis.law import Law
 from diffcli.diagnosis.page import page, plain
+from diffcli.diagnosis.report import write_laws
 from diffcli.diagnosis.svg import Chart, Series, draw
 
 
@@ -75,3 +78,14 @@ def test_json_has_no_nan():
         "a": {"value": 1.0, "standard_error": None},
         "b": [None, 2],
     }
+
+
+def test_every_law_of_a_self_check_is_drawn_and_listed(tmp_path):
+    """One far within its bound, and one without any room, at the low end of the axis."""
+    values = [(1e-3, 1e-2), (1e-30, 1.0), (0.0, 0.0)]
+    laws = [Law(f"law {v}", "a = b", "", v, bound, True, 0.1, "there") for v, bound in values]
+    write_laws(tmp_path, laws, {}, {})
+    text = (tmp_path / "diagnosis.html").read_text()
+    assert text.count("<circle") == len(laws)
+    assert "<details open>" in text
+    assert [row["law"] for row in json.loads((tmp_path / "diagnosis.json").read_text())["laws"]] == [1, 2, 3]
