@@ -14,6 +14,8 @@ def show(report: Report, results: dict) -> None:
     config, units = report.model.config, report.model.data.units
     if "bits_per_dim" in results:
         how = f"dequantize={config['dequantize']}"
+        if config["dequantize"] == "none":
+            how += ": a density at the levels themselves, which bounds no probability"
         if "dequantize_effective_samples" in results:
             how += (
                 f", {config['dequantize_samples']} places, of which {results['dequantize_effective_samples']:.1f} count"
@@ -21,7 +23,7 @@ def show(report: Report, results: dict) -> None:
         say(f"bits/dim  {_pm(results, 'bits_per_dim', 'bits_per_dim_standard_error')}  ({how})")
     constant = "" if results["normalised"] else ", up to a constant that is the same for all items"
     say(f"log p     {_pm(results, 'log_prob_mean', 'log_prob_standard_error')} nats an item, in {units}{constant}")
-    for line in _errors(report, results):
+    for line in (*_density(report, results), *_errors(report, results)):
         say(f"          {line}")
     if report.bound is not None:
         _show_bound(results)
@@ -29,6 +31,17 @@ def show(report: Report, results: dict) -> None:
     least, most = nfe["min"], nfe["max"]
     counted = f"{least}" if least == most else f"{nfe['mean']:.1f} (from {least} to {most})"
     say(f"NFE       {counted} an item; {items} of the {config['split']} split, model {report.model.source}")
+
+
+def _density(report: Report, results: dict) -> Iterator[str]:
+    """Whose density it is, where that is one noise level's."""
+    t, sde = getattr(report.likelihood, "t", None), report.model.denoiser.sde
+    if t is None:
+        return
+    where = f"at t = {t.item():g}" if sde.is_process else "at the noise level of the model"
+    if "grid_points" in results:
+        where += f", normalised over {results['grid_points']:,} points of a grid"
+    yield f"the density {where}"
 
 
 def _errors(report: Report, results: dict) -> Iterator[str]:

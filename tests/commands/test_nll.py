@@ -291,6 +291,7 @@ def test_the_bound_of_levels(cli, tmp_path):
         assert np.allclose(found["bits_per_dim"], -found["log_prob"] / (64 * math.log(2)))
         assert found["elbo_prior"] + found["elbo_steps"] + found["elbo_reconstruction"] == pytest.approx(found["elbo"])
         assert (found["elbo"] > 0).all()
+        assert ("bounds no probability" in done.out) is ("dequantize=none" in more)
         assert f"-ELBO     {results['elbo']['bits_per_dim']:.4f}" in done.out
 
 

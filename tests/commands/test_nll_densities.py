@@ -34,6 +34,7 @@ def test_the_score_alone_gives_the_exact_density(cli, tmp_path):
     assert found["normalised"] and found["grid_points"] == 65**2 and abs(found["log_normaliser_error"]) < 1e-2
     assert found["solver_err_mean"] < 1e-2 and found["path_gap_mean"] < 1e-5
     assert "another path" in done.out
+    assert "the density at t = 1e-05, normalised over 4,225 points of a grid" in done.out
 
 
 def test_without_a_grid_it_says_that_a_constant_is_missing(cli, tmp_path):
