@@ -96,6 +96,14 @@ def test_sde_ode_and_bound_of_an_exact_model_agree():
     assert found["gap"].numbers["ode_divergence_std_err"] == 0
 
 
+@pytest.mark.parametrize(("spread", "status"), [(0.001, "good"), (3.0, "measured")])
+def test_a_gap_within_a_wide_error_is_not_called_right(spread, status):
+    ode = torch.stack([torch.linspace(-1, 1, 8), torch.zeros(8)], 1).double()
+    finding = CHECKS["gap"]._finding(subject(n=8), ode, ode + spread * ode.flip(0))
+    assert finding.status == status
+    assert ("too few to tell" in finding.measured) is (status == "measured")
+
+
 def test_a_round_trip_falls_with_the_order():
     found = CHECKS["round_trip"](subject(n=32)).numbers
     error = {(row["method"], row["steps"]): row["error"] for row in found["runs"]}
