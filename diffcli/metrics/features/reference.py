@@ -89,6 +89,7 @@ def reference(
             return Reference(_load(path, text, protocol, network.dim), protocol, name, path, from_cache=True)
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+            reason = "it holds no arrays of numbers" if "pickle" in reason else reason  # numpy's advice is to load it
             warn(f"{path} is damaged ({reason}): its statistics are taken again")
     found = collect(progress(batches(items)), network, levels, samples=False, kept=kept, of=len(items), splits=splits)
     try:
