@@ -109,7 +109,7 @@ def check_items(x: Tensor, levels: int | None, first: int = 0) -> None:
     bad = ~flat.isfinite().all(dim=1)
     if bad.any():
         raise NumericalError(
-            f"item {first + int(bad.nonzero()[0])} is not finite ({int(bad.sum())} of {len(x)} are not)"
+            f"item {first + int(bad.nonzero()[0])} is not finite ({int(bad.sum())} of its batch of {len(x)} are not)"
         )
     if levels is None:
         return
