@@ -18,6 +18,8 @@ from diffcli.diffusion.sde import SDE
 FORM = VForm()
 STENCIL = 6  # readings that the log-density of a step is integrated through
 DOUBLINGS = 4
+# of the estimated error: without it mixtures of 64 dimensions in 16 steps are beyond theirs on 4 items of 10
+SAFETY = 2.0
 
 
 @lru_cache(2**14)  # every batch walks the same grid
@@ -32,8 +34,32 @@ def weights(small: float, large: float, start: float, end: float, nodes: tuple[f
     return tuple(lagrange_weights(at.tolist(), moments.tolist()))
 
 
+class StepErrors:
+    """What the steps do to the log-density (B,) in nats, from what they do to y and the scores there, (B, d) float64 each."""
+
+    def __init__(self):
+        self.before = self.score = self.slip = None
+        self.turned, self.lacking = 0.0, 0.0
+
+    def add(self, score: Tensor, slip: Tensor | None, lack: Tensor | None) -> None:
+        """A reading: the score, how far it was read from where the step ended, and what one reading less would change there."""
+        self._turn(score)
+        if lack is not None:
+            self.lacking = self.lacking + (lack * score).sum(1).square()
+        self.before, self.score, self.slip = self.score, score, slip
+
+    def _turn(self, after: Tensor) -> None:
+        if self.slip is not None:
+            self.turned = self.turned + (self.slip * (after - self.before) / 2).sum(1).square()
+
+    def total(self) -> Tensor:
+        """After the last reading, beyond which nothing turns."""
+        self._turn(self.score)
+        return self.turned.sqrt() + self.lacking.sqrt()
+
+
 class Exponential(Solver):
-    """Adams-Bashforth-Moulton on `y = x/r`, `dy/dphi = -F`, and `log p` along with it: one evaluation a step.
+    """Adams-Bashforth-Moulton on `y = x/r`, `dy/dphi = -F`, and `log p` along with it: one evaluation a step, two in the first.
 
         d(x/r)/dphi = g,   d(log p)/dphi = -div_y g - (d log r)',   g = p x + q x0_hat,   r^2 = alpha^2 + sigma^2
 
@@ -43,10 +69,14 @@ class Exponential(Solver):
     once the model was read at its end is corrected through 4; the log-density, on which nothing depends, is integrated
     afterwards through 6 on both sides of each step.
 
-    Its own error: a change of x_n by e changes the result by `grad log p_n . e`, so the difference of predictor and
-    corrector is weighed with the score that the model gives there; the steps' are added as the root of their squares, the
-    difference of the integrals through 6 and 4 readings is added to it.  Items beyond `tol` nats a dimension are walked
-    again with twice the steps, `DOUBLINGS` times at most; what remains is in the error that they return with.
+    Its own error: a change of y_n by e changes the result by `s_n . e`, s = grad_y log p, so what a corrector through a
+    reading less would change is weighed with the score that the model gives there.  A reading at the predicted y_n + e is off by
+    `e . grad(div_y g + s . g) = -e . ds/dphi` along the way, so e is weighed with half the change of s from n - 1 to n + 1.
+    Each is added over the steps as the root of the squares, the difference of the integrals through 6 and 4 readings is
+    added to them, and the sum is taken twice: 2 to 17 times the true error on mixtures, 1.3 to 6 on networks trained in
+    continuous time.  It does not see the kinks that lam(t) has between the levels of a chain, 0.003 bits/dim of digits in 32
+    or 48 steps.  Items beyond `tol` nats a dimension are walked again with twice the steps, `DOUBLINGS` times at most; what
+    remains is in the error that they return with.
 
     Raises ValueError for fewer than 4 steps, unless 0 < tol, 0 < small < large.
     Lu et al. 2022, prop. 3.1, arXiv:2206.00927; Zhang & Chen 2023, arXiv:2204.13902 (exponential Adams);
@@ -82,24 +112,34 @@ class Exponential(Solver):
         times, lam = self._grid(field.sde, steps)
         scale = FORM.scale(field.sde, times).tolist()
         p, q = FORM.reading(field.sde, times)
-        x, before, g, divs = x0, x0, [], []
-        moved = torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
+        x, before, g, divs, error, slip, lack = x0, x0, [], [], StepErrors(), None, None
         for n in range(steps + 1):
             reading = field(x, times[n], p[n], q[n])
             g = [reading.g, *g[:3]]
-            divs.append(scale[n] * reading.div)
             if n > 0:
-                corrected = self._step(before, g, lam, scale, n - 1, nodes=range(n, max(-1, n - 4), -1))
-                eps = reading.eps(field.sde) / field.sde.sigma(times[n]).item()
-                moved += ((corrected - x).double() * eps).flatten(1).sum(1).square()
-                x = corrected
-            check_finite((x, divs[-1]), torch.full_like(moved, lam[n]), n + 1)
+                x, slip, lack = self._correct(before, x, g, lam, scale, n)
+            if n == 1:  # predicted from one reading alone, too poorly to keep what was read there
+                reading = field(x, times[n], p[n], q[n])
+                g[0] = reading.g
+                x, slip, lack = self._correct(before, x, g, lam, scale, n)
+            divs.append(scale[n] * reading.div)
+            score = reading.eps(field.sde).flatten(1) * (-scale[n] / field.sde.sigma(times[n]).item())
+            error.add(score, slip, lack)
+            check_finite((x, divs[-1]), torch.full((len(x),), lam[n]), n + 1 + (n > 0))
             if n < steps:
                 before, x = x, self._step(x, g, lam, scale, n, nodes=range(n, max(-1, n - 3), -1))
         integral, coarse = (self._integral(divs, lam, k) for k in (STENCIL, STENCIL - 2))
-        error = moved.sqrt() + (integral - coarse).mean(1).abs()
+        error = SAFETY * (error.total() + (integral - coarse).mean(1).abs())
         integral = integral + x0[0].numel() * math.log(scale[-1] / scale[0])
-        return Walk(x, integral, torch.full((len(x0),), steps + 1), error)
+        return Walk(x, integral, torch.full((len(x0),), steps + 2), error)
+
+    def _correct(self, before: Tensor, x: Tensor, g: list[Tensor], lam: list[float], scale: list[float], n: int):
+        """x_n through 4 readings; how far from it, in y (B, d), the newest was taken, and what a reading less would change."""
+        nodes = range(n, max(-1, n - 4), -1)
+        fewer = nodes[: max(2, len(nodes) - 1)]
+        corrected, coarse = (self._step(before, g, lam, scale, n - 1, nodes=k) for k in (nodes, fewer))
+        slip, lack = (((a - corrected).double() / scale[n]).flatten(1) for a in (x, coarse))
+        return corrected, slip, lack
 
     def _grid(self, sde: SDE, steps: int) -> tuple[Tensor, list[float]]:
         """`steps + 1` times from t_min to t_max, and their lam."""
