@@ -208,3 +208,20 @@ def test_commands_that_do_not_train_leave_lightning_alone():
     loaded = loaded_after("import diffcli.commands.sample, diffcli.commands.nll, diffcli.commands.evaluate")
     assert {"torch", "diffcli"} <= loaded
     assert not loaded & {"lightning", "pytorch_lightning", "torchvision", "matplotlib", "wandb", "sklearn"}
+
+
+def test_every_module_of_the_mathematics_can_be_imported_first():
+    """Whichever a stranger's script names first: no module is needed by what it needs itself."""
+    code = """
+import importlib, pkgutil, sys
+import diffcli.diffusion
+names = [m.name for m in pkgutil.walk_packages(diffcli.diffusion.__path__, "diffcli.diffusion.")]
+for name in names:
+    for loaded in [m for m in sys.modules if m.startswith("diffcli.")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+print(len(names))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50

@@ -2,15 +2,18 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.exact import Exact, GaussianMixture
-from diffcli.diffusion.loss.base import TrainingSet
 from diffcli.diffusion.numeric import require
 from diffcli.diffusion.sde import SDE
+
+if TYPE_CHECKING:  # the losses need the bound, which needs this
+    from diffcli.diffusion.loss.base import TrainingSet
 
 LARGEST = 4096  # dimensions whose covariance is still decomposed: 128 MiB, half a minute
 
@@ -93,13 +96,13 @@ def mixture_moments(mixture: GaussianMixture) -> tuple[Tensor, Tensor]:
     return mean, torch.einsum("k,kij->ij", mixture.weights, mixture.covs) + apart.T * mixture.weights @ apart
 
 
-def known_mixture(denoiser: Denoiser, data: TrainingSet) -> GaussianMixture | None:
+def known_mixture(denoiser: Denoiser, data: "TrainingSet") -> GaussianMixture | None:
     """The model's own mixture, else that of the data, else None."""
     own = [m.mixture for m in denoiser.modules() if isinstance(m, Exact)]
     return own[0] if own else data.mixture
 
 
-def matched_prior(denoiser: Denoiser, data: TrainingSet) -> MatchedPrior:
+def matched_prior(denoiser: Denoiser, data: "TrainingSet") -> MatchedPrior:
     """The prior with the moments of the model's own mixture, else of the data's, else of the training items.
 
     Raises ValueError beyond `LARGEST` dimensions.
