@@ -94,6 +94,27 @@ def test_the_log_density_is_integrated_through_six_readings(sde):
     assert (error.norm(dim=1) < estimate.norm(dim=1)).all() and torch.log2(error[0].norm() / error[1].norm()) > 5
 
 
+@pytest.mark.parametrize("growth", [50, 100, 200])
+@usual_paths
+def test_its_own_error_does_not_cancel_between_steps(sde, growth):
+    """A divergence that grows steeply towards the noise, as a network's does that has learned little: read at its last steps
+    from one side, the two rules differ there with the other sign than before."""
+    solver = Exponential(steps=32)
+    phi, w = numpy.polynomial.legendre.leggauss(800)
+    ends = sde.lam(f64(sde.t_min, sde.t_max))
+    a, b = FORM.of_lam(ends)
+    low, high = (between_scales(lam, solver.grid.small, solver.grid.large) for lam in ends)
+
+    def f(lam):
+        return torch.exp(growth * (between_scales(lam, solver.grid.small, solver.grid.large) - high) / (high - low))
+
+    truth = (b - a) / 2 * (f(FORM.to_lam((a + b) / 2 + (b - a) / 2 * torch.tensor(phi))) @ torch.tensor(w))
+    found = solver.walk(still(sde, f), torch.zeros(1, 3, dtype=torch.float64), 32)
+    scale = FORM.scale(sde, f64(sde.t_min, sde.t_max))
+    wrong = (found.integral[0, 0] - 3 * (scale[1] / scale[0]).log() - truth).abs()
+    assert 1e-4 < wrong < found.error.item() < 10 * wrong
+
+
 @pytest.mark.parametrize("steps", [24, 48])
 @pytest.mark.parametrize("mixture", [mixture_2d(), mixture_of(16)], ids=["2d", "16d"])
 @usual_paths
@@ -103,7 +124,7 @@ def test_its_own_error_bounds_the_true_one(sde, mixture, steps):
     x, truth = at_t_min(model, 64)
     wrong, found = error(model, x, truth, steps=steps, tol=1e9)
     assert (wrong.abs() <= found.solver_err).double().mean() > 0.9
-    assert found.solver_err.median() / x.shape[1] < {24: 1.5e-3, 48: 2e-4}[steps]
+    assert found.solver_err.median() / x.shape[1] < {24: 2e-3, 48: 2e-4}[steps]
     assert found.solver_err.median() < 25 * wrong.abs().median()
 
 
