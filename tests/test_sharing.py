@@ -52,7 +52,7 @@ def test_an_iteration_that_ends_early_ends_the_processes(square):
         os.kill(pid, 0)
 
 
-@pytest.mark.parametrize("sampler", ["ancestral", "rk45"])
+@pytest.mark.parametrize("sampler", ["ancestral", pytest.param("rk45", marks=pytest.mark.heavy)])
 def test_two_devices_draw_the_samples_of_one(cli, tmp_path, sampler):
     model = ("sample", "network=exact", "data=mixture", "batch_size=16", "n=41", f"sampler={sampler}")
     for devices in (1, 2):

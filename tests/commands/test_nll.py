@@ -191,6 +191,7 @@ def on_levels(dequantize, samples, levels=5, copies=60):
     return {k: np.concatenate([c[k] for c in columns]).reshape(copies, levels) for k in columns[0]}, np.log(mass)
 
 
+@pytest.mark.heavy
 def test_importance_tends_to_the_probability_of_a_level():
     """One place is dequantize=uniform; in the mean it rises with K, never above log P(k), and its mean density is P(k)."""
     uniform, truth = on_levels("uniform", 1)

@@ -221,6 +221,7 @@ class Late(FixedGrid):
         return 1.001 * inner.step(denoiser, xt, i, inner.plan(denoiser.sde, torch.stack(plan.t)), history, noise)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("sampler", [Wrong(), Late()], ids=["order", "limit"])
 def test_a_sampler_without_its_order_is_found(monkeypatch, sampler):
     monkeypatch.setattr(laws_samplers, "walks", lambda kind: {"a": sampler})

@@ -37,7 +37,13 @@ class Known(torch.nn.Module):
         return x, log_p
 
 
-@pytest.mark.parametrize("process", [("sde=vp",), ("sde=ve", "schedule.sigma_max=10")], ids=lambda p: p[0])
+@pytest.mark.parametrize(
+    "process",
+    [
+        pytest.param(("sde=vp",), id="vp"),
+        pytest.param(("sde=ve", "schedule.sigma_max=10"), id="ve", marks=pytest.mark.heavy),
+    ],
+)
 def test_it_learns_the_posterior_at_every_level(cli, tmp_path, process):
     """Mean KL(p(k | x_t) || classifier) below 0.01 nats at each of six levels, from sure labels to unknown ones."""
     done = cli("train", *MIXTURE, *process, "out=run")
