@@ -1,4 +1,4 @@
-"""Two-sample distances that need no feature network, and the scale to read them on."""
+"""Two-sample distances that need no feature network."""
 
 from collections.abc import Callable
 
@@ -9,29 +9,6 @@ from diffcli.errors import NumericalError, UsageError
 
 BLOCK = 2**20  # entries of a kernel matrix held at once, 8 MB: blocks beyond the cache take longer
 BANDWIDTH_ITEMS = 2000  # the median distance of that many items is within 2 % (one sd, normal data) of that of all
-
-
-def compare(samples: Tensor, data: Tensor, seed: int) -> dict[str, float | int]:
-    """Measure samples `(n, *S)` against data `(N, *S)`, and one half of the data against the other as the scale.
-
-    With m = min(n, N // 2) and disjoint halves A and B of m items of the data, shuffled by seed, gives
-    sliced_wasserstein and mmd2 between samples[:m] and A, sliced_wasserstein_halves and mmd2_halves between B and A,
-    and m.  Both use the same directions and bandwidth.  UsageError for m < 2 or shapes that differ.
-    """
-    m = min(len(samples), len(data) // 2)
-    if m < 2:
-        raise UsageError(
-            f"{len(samples)} samples and {len(data)} items of data leave {m} to compare; at least 2 and 4 are needed"
-        )
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
-    a, b = data[order[:m]], data[order[m : 2 * m]]
-    bandwidth = median_distance(a)
-    result: dict[str, float | int] = {"m": m}
-    for name, x in {"": samples[:m], "_halves": b}.items():
-        generator = torch.Generator().manual_seed(seed)
-        result[f"sliced_wasserstein{name}"] = sliced_wasserstein(x, a, generator=generator).item()
-        result[f"mmd2{name}"] = mmd(x, a, bandwidth).item()
-    return result
 
 
 def sliced_wasserstein(

@@ -5,7 +5,8 @@ import torch
 
 from diffcli.errors import NumericalError, UsageError
 from diffcli.metrics import two_sample
-from diffcli.metrics.two_sample import compare, median_distance, mmd, sliced_wasserstein
+from diffcli.metrics.ruler import Ruler
+from diffcli.metrics.two_sample import median_distance, mmd, sliced_wasserstein
 
 SCALES = (0.25, 0.5, 1, 2, 4)
 
@@ -119,33 +120,32 @@ def test_bandwidth_comes_from_the_second_set_alone_and_skips_copies():
     assert median_distance(mostly_copies) == 2
 
 
-def test_compare_reads_samples_of_the_law_like_the_other_half():
-    data = normal(2000, 2, 0)
-    same, off = compare(normal(5000, 2, 1), data, seed=0), compare(normal(5000, 2, 1) + 1, data, seed=0)
-    assert same["m"] == off["m"] == 1000
+def test_the_ruler_reads_samples_of_the_law_like_the_other_half():
+    ruler = Ruler(normal(2000, 2, 0), 5000, seed=0)
+    same, off = ruler(normal(5000, 2, 1)), ruler(normal(5000, 2, 1) + 1)
+    assert ruler.m == 1000
     for name in ("sliced_wasserstein", "mmd2"):
-        assert same[f"{name}_halves"] == off[f"{name}_halves"]
-        assert off[name] > 10 * abs(off[f"{name}_halves"])
-    assert same["sliced_wasserstein"] < 3 * same["sliced_wasserstein_halves"]
+        assert off[name] > 10 * abs(ruler.halves[name])
+    assert same["sliced_wasserstein"] < 3 * ruler.halves["sliced_wasserstein"]
     assert abs(same["mmd2"]) < 0.02 < 0.2 < off["mmd2"]
 
 
-def test_compare_takes_disjoint_halves_and_equal_counts():
+def test_the_ruler_takes_disjoint_halves_and_equal_counts():
     data = normal(20, 3, 0)
     order = torch.randperm(20, generator=torch.Generator().manual_seed(3))
     a, b = data[order[:6]], data[order[6:12]]
-    result = compare(data[:6] + 0.5, data, seed=3)
+    ruler = Ruler(data, 6, seed=3)
     generator = torch.Generator().manual_seed(3)
-    assert result["m"] == 6
-    assert result["sliced_wasserstein_halves"] == sliced_wasserstein(b, a, generator=generator).item()
-    assert result["mmd2"] == mmd(data[:6] + 0.5, a).item()
-    assert compare(data, (10 * data.abs()).to(torch.uint8), seed=3)["m"] == 10
+    assert ruler.m == 6
+    assert ruler.splits["sliced_wasserstein"][0] == sliced_wasserstein(b, a, generator=generator).item()
+    assert ruler(data[:6] + 0.5)["mmd2"] == mmd(data[:6] + 0.5, a).item()
+    assert Ruler((10 * data.abs()).to(torch.uint8), 20, seed=3).m == 10
 
 
 @pytest.mark.parametrize("n, m", [(1, 100), (100, 3)])
 def test_too_few_to_compare_is_refused(n, m):
-    with pytest.raises(UsageError, match="leave 1 to compare; at least 2 and 4"):
-        compare(normal(n, 2, 0), normal(m, 2, 1), seed=0)
+    with pytest.raises(UsageError, match="leave 1 to compare; at least 2"):
+        Ruler(normal(m, 2, 1), n, seed=0)
 
 
 def test_unfit_sets_are_refused():

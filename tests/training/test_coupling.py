@@ -16,7 +16,7 @@ from diffcli.diffusion.ode import DormandPrince, pf_ode
 from diffcli.diffusion.prediction import Velocity
 from diffcli.diffusion.schedule import Logit
 from diffcli.diffusion.sde import Flow as Straight
-from diffcli.metrics.two_sample import compare
+from diffcli.metrics.ruler import Ruler
 from diffcli.randomness import Draw
 from diffcli.training.coupling import Independent, OptimalTransport, Reflow
 
@@ -140,8 +140,9 @@ def test_curvature_falls(flows):
 def test_the_data_are_reproduced(flows, name):
     """To within a few times the distance of two halves of the data, which these small networks leave; noise is twice as far."""
     x, fresh = walk(flows[name])[0], points(1)
-    found, noise = compare(x, fresh, 0), compare(normal(3, 2000, 2), fresh, 0)
-    limit = 6 * found["sliced_wasserstein_halves"]
+    ruler = Ruler(fresh, 2000, 0)
+    found, noise = ruler(x), ruler(normal(3, 2000, 2))
+    limit = 6 * ruler.splits["sliced_wasserstein"][0]
     assert found["sliced_wasserstein"] < limit < noise["sliced_wasserstein"] / 2
     assert found["mmd2"] < 0.03 < noise["mmd2"] / 2
 
