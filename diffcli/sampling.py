@@ -1,12 +1,13 @@
 """Many samples, batch by batch, such that sample i is a function of the seed and i alone."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Sampler, Samples, sample
 from diffcli.diffusion.samplers.base import straight
 from diffcli.randomness import ItemNoise
@@ -19,6 +20,27 @@ def batches(n: int, batch_size: int, first: int = 0) -> Iterator[range]:
     size = -(-min(batch_size, n) // PADDING) * PADDING
     for begin in range(first, first + n, size):
         yield range(begin, begin + size)
+
+
+class Conditions:
+    """What sample i is given, a function of i alone: row `(i // each) mod N` of each table (N, ...), by the keyword's name."""
+
+    def __init__(self, each: int = 1, **tables: Tensor):
+        self.tables = {name: (table, each) for name, table in tables.items()}
+
+    def __or__(self, other: "Conditions") -> "Conditions":
+        """Both of them, each with its own `each`."""
+        both = Conditions()
+        both.tables = self.tables | other.tables
+        return both
+
+    def __call__(self, items: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+        """The keywords for a batch of items, a row each; integers keep their type."""
+        found = {}
+        for name, (table, each) in self.tables.items():
+            rows = table[[i // each % len(table) for i in items]]
+            found[name] = rows.to(device=device, dtype=dtype if rows.is_floating_point() else None)
+        return found
 
 
 def draw_samples(
@@ -37,12 +59,13 @@ def draw_samples(
     progress: Callable[[Iterable[int]], Iterable[int]] = straight,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    given: Conditions | None = None,
 ) -> Iterator[Samples]:
     """Samples first ... first + n - 1 in model space, batch by batch.
 
     `start` (n, *shape) is x at times[0], by default its sampler's own.  callback(first item, i, x) is called with
     x (B, *shape) at times[i], i = 0 before the first step and then after each one; see(first item, x0_hat, t) at each
-    evaluation; progress wraps the steps of each batch.
+    evaluation; progress wraps the steps of each batch.  given: what the samples are conditioned on.
     """
     for items in batches(n, batch_size, first):
         noise = ItemNoise(seed, items, shape, dtype, device)
@@ -58,7 +81,8 @@ def draw_samples(
             watch(0, x)
         if see is not None:
             look = partial(_seen, see, begin, keep)
-        x, nfe = sample(denoiser, sampler, x, times, noise, last, watch, look, progress)
+        bound = denoiser if given is None else Conditioned(denoiser, **given(items, dtype, device))
+        x, nfe = sample(bound, sampler, x, times, noise, last, watch, look, progress)
         yield Samples(x[:keep], nfe[:keep])
 
 

@@ -13,13 +13,15 @@ from diffcli.advice import nearest
 from diffcli.errors import DiffcliError, UsageError
 
 
-def build(node: dict, where: str):
-    """The object that a plain config node describes, with the nodes inside it.
+def build(node: dict, where: str, **given):
+    """The object that a plain config node describes, with the nodes inside it; `given` are built arguments beside the node's.
 
     Raises UsageError that names the setting, what is wrong with it and what would fit.
     """
-    check(node, where)
+    check(node, where, tuple(given))
     try:
+        if given:  # objects never enter a config, which would copy them
+            return _called(instantiate(node | {"_partial_": True}, _convert_="all"), given, where)
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
@@ -32,8 +34,18 @@ def build(node: dict, where: str):
         raise UsageError(f"{key}: {str(cause or error).splitlines()[0]}") from error
 
 
-def check(node: dict, where: str) -> None:
-    """Check a node, and those inside it, against the signatures of their classes.  Raises UsageError."""
+def _called(make, given: dict, where: str):
+    try:
+        return make(**given)
+    except ValueError as error:
+        raise UsageError(f"{where}: {str(error).splitlines()[0]}") from error
+
+
+def check(node: dict, where: str, given: tuple[str, ...] = ()) -> None:
+    """Check a node, and those inside it, against the signatures of their classes, of which `given` come from elsewhere.
+
+    Raises UsageError.
+    """
     if not isinstance(node, dict) or "_target_" not in node:
         raise UsageError(f"{where} names no class: its yaml needs a _target_")
     target = locate(node["_target_"], where)
@@ -50,7 +62,7 @@ def check(node: dict, where: str) -> None:
         elif name in hints and not target.__module__.startswith("lightning"):
             check_type(value, hints[name], f"{where}.{name}")
     for name, p in parameters.items():
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in node:
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in (*node, *given):
             raise UsageError(f"{where} lacks the setting {name!r} of {node['_target_']}")
 
 

@@ -26,6 +26,9 @@ UNUSED = (
     "levels",
     "level",
     "ckpt",
+    "condition",
+    "drop",
+    "class_names",
 )
 PATH = ("sde", "schedule")
 INSTEAD = {

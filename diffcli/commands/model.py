@@ -1,6 +1,6 @@
 """The model of sample, nll and evaluate: from a checkpoint with the user's changes, or the exact one without."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,8 +17,12 @@ from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.guidance import Rescaled
 from diffcli.errors import UsageError
+from diffcli.sampling import Conditions
 
-GROUPS = {"schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser", "features"}
+GROUPS = {
+    "schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser", "features", "guidance",
+    "task",
+}  # fmt: skip
 
 
 @dataclass
@@ -30,6 +34,10 @@ class Model:
     shape: tuple[int, ...]
     source: str
     config: dict
+    condition: str = "none"  # what the network may be told of an item: none, label, vector, image
+    class_names: list[str] = field(default_factory=list)
+    drop: float = 0.0  # how often it was told nothing while training
+    given: Conditions | None = None  # what this command tells it of each item
 
 
 def load_model(cfg, device: torch.device, shares: bool = False) -> Model:
@@ -67,7 +75,9 @@ def _exact(cfg) -> Model:
     shape = tuple(denoiser.mixture.means.shape[1:])
     if config["network"]["file"] is not None and not typed("data"):
         data = build({"_target_": "diffcli.data.mixture.Mixture", "file": config["network"]["file"]}, "data")
-    return Model(denoiser, data, shape, "the exact score of the mixture", config)
+    names = [str(k) for k in range(len(denoiser.mixture.weights))]
+    source = "the exact score of the mixture"
+    return Model(denoiser, data, shape, source, config, "label", names, drop=1.0)  # it knows both scores
 
 
 def _from_checkpoint(cfg) -> Model:
@@ -98,7 +108,11 @@ def _from_checkpoint(cfg) -> Model:
         sde = config["sde"] if typed("sde=") else node["sde"] | {"schedule": config["schedule"]}
         denoiser = _rescaled(denoiser, sde)
     config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
-    return Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config)
+    trained = content["config"]
+    condition, names, drop = (trained.get(key) for key in ("condition", "class_names", "drop"))
+    model = Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config)
+    model.condition, model.class_names, model.drop = condition or "none", names or [], drop or 0.0
+    return model
 
 
 def _rescaled(denoiser: Denoiser, node: dict) -> Denoiser:

@@ -28,6 +28,7 @@ from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
 from diffcli.randomness import key
+from diffcli.training.condition import Condition, check_condition
 
 GROUPS = {
     "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
@@ -46,6 +47,7 @@ class Parts:
     optim: object
     sampler: object
     grid: object
+    condition: Condition | None = None
 
     @property
     def model(self) -> Denoiser:
@@ -83,16 +85,42 @@ def prepare(cfg) -> None:
         if cfg.network.shape is not None and list(cfg.network.shape) != shape:
             raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
         cfg.network.shape = shape
-    for name in ("classes", "vector"):
-        if cfg.network.get(name):
-            raise UsageError(
-                f"network.{name}={cfg.network[name]}: training gives the network no condition", f"network.{name}=0"
-            )
+    _condition(cfg, data)
     if "n" in cfg.network:
         n = len(data.split("train"))
         if cfg.network.n not in (None, n):
             raise UsageError(f"network.n={cfg.network.n} is not the number of training items, {n}", "leave it out")
         cfg.network.n = n
+
+
+TOLD = {"label": "classes", "vector": "vector"}  # condition -> the network's key for how much of it there is
+
+
+def _condition(cfg, data: Data) -> None:
+    """Tell the network how many labels there are, or how long the vectors; refuse what the data or the network lack."""
+    name = cfg.condition
+    for condition, size in TOLD.items():
+        if cfg.network.get(size) and condition != name:
+            raise UsageError(
+                f"network.{size}={cfg.network[size]}: training gives the network no {condition}",
+                f"condition={condition}",
+            )
+    if name == "none":
+        if cfg.drop is not None:
+            raise UsageError(f"drop={cfg.drop}: there is no condition to drop", "condition=label")
+        return
+    check_condition(name, data)
+    cfg.drop = (0.0 if name == "image" else 0.1) if cfg.drop is None else cfg.drop
+    if name == "label":
+        cfg.class_names = list(data.class_names)
+    if name not in TOLD:
+        return
+    size, value = TOLD[name], data.classes if name == "label" else data.vector
+    if size not in cfg.network:
+        raise UsageError(f"condition={name}: this network takes none", "network=unet|dit|mlp|diffusers_unet")
+    if cfg.network[size] not in (0, None, value):
+        raise UsageError(f"network.{size}={cfg.network[size]} is not the data's, {value}", "leave it out")
+    cfg.network[size] = value
 
 
 def _prepare_classifier(cfg, data: Data) -> None:
@@ -194,7 +222,9 @@ def build_parts(config: dict) -> Parts | ClassifierParts:
             grid(denoiser.sde, config["preview"]["steps"])
         except ValueError as error:
             raise UsageError(f"grid: {error}", "another preview.steps or grid, or preview.every=0") from error
-    return Parts(config, data, denoiser, loss, optim, sampler, grid)
+    name = config["condition"]
+    condition = None if name == "none" else Condition(name, config["drop"], data)
+    return Parts(config, data, denoiser, loss, optim, sampler, grid, condition)
 
 
 def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:

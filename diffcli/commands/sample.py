@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.conditions import conditions
+from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.trajectory import draw, watch
@@ -20,6 +22,8 @@ SHOWN = 400  # items in a grid, the rest are in samples.npy
 def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device, shares=True)
+    model.given = conditions(model)
+    guide(model, device)
     walk = plan_walk(model.config, model)
     start = _start(model)
     if (cfg.devices or 1) > 1 and (cfg.trajectory or cfg.start is not None):

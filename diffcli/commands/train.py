@@ -109,6 +109,7 @@ def fit(
     if config["compile"]:
         parts.model.network.compile()
     classifies = isinstance(parts, ClassifierParts)
+    more = {} if classifies else {"condition": parts.condition}
     module = (Classification if classifies else Training)(
         parts.model,
         parts.loss,
@@ -120,12 +121,13 @@ def fit(
         workers=config["workers"],
         dequantize=config["dequantize"] == "uniform",
         meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
+        **more,
     )
     ema = EMA(config["ema"]["decay"])
     progress = [Progress(samples, max_steps)]
     if not classifies:
         seen = parts.data, parts.sampler, parts.grid, config["seed"]
-        progress.append(Preview(path, ema, *seen, **config["preview"]))
+        progress.append(Preview(path, ema, *seen, **config["preview"], condition=parts.condition))
     checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
     stop = GracefulStop(checkpoints)
     trainer.callbacks += [ema, *progress, checkpoints, stop]

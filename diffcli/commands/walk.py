@@ -20,7 +20,7 @@ from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import NumericalError, UsageError
-from diffcli.sampling import batches, draw_samples
+from diffcli.sampling import Conditions, batches, draw_samples
 from diffcli.sharing import share
 
 DEFAULT_STEPS = Sampler.usual_steps
@@ -120,6 +120,7 @@ class Drawing:
     batch_size: int
     dtype: torch.dtype
     device: torch.device | str = "cpu"
+    given: Conditions | None = None
 
     def to(self, device: torch.device) -> None:
         self.denoiser.to(device)
@@ -144,6 +145,7 @@ class Drawing:
                 first=first,
                 dtype=self.dtype,
                 device=self.device,
+                given=self.given,
                 **watching,
             ):
                 yield self.transform.decode(batch.x.cpu()).numpy(), batch.nfe.numpy()
@@ -158,7 +160,8 @@ def stream(
     all batches; samples where the sampler chooses its own steps, or where processes share them.
     """
     dtype, n, size = getattr(torch, config["dtype"]), config["n"], config["batch_size"]
-    drawing = Drawing(walk, model.denoiser, model.data.transform, model.shape, config["seed"], size, dtype, device)
+    seed, transform = config["seed"], model.data.transform
+    drawing = Drawing(walk, model.denoiser, transform, model.shape, seed, size, dtype, device, model.given)
     jobs = [(items.start, min(len(items), first + n - items.start)) for items in batches(n, size, first)]
     devices = several(config["devices"], device)[: len(jobs)]
     by_sample = walk.sampler.evaluations is None or len(devices) > 1

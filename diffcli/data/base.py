@@ -25,6 +25,13 @@ class Items(Dataset, ABC):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Give the items at `indices` as one batch, X `(B, *S)` and Y `(B,)` int64; IndexError outside the split."""
 
+    def given(self, indices: Sequence[int] | Tensor, condition: str) -> Tensor:
+        """Give the condition of the items at `indices`, "vector" `(B, k)` float32 or "image" `(B, *S')` in source units.
+
+        Raises UsageError where the data have none.
+        """
+        raise UsageError(f"these data have no condition={condition}", "condition=label, or none")
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """Give item `index`, x `(*S)` and y `()` int64; raises IndexError outside the split."""
         x, y = self.__getitems__([index])
@@ -53,13 +60,17 @@ class Data(ABC):
     """A data set; its constructor only checks its arguments, so that it can be built where its files are missing.
 
     transform: source units to model space.  classes: number of labels, 0 for none; class_names has one name for each.
+    vector, image: the dimension of the condition vector, and the shape of the condition image, that `Items.given` has of
+    each item; 0 and None for none.  An image's units are those of the items.
     held_out: whether "test" shares no item with "train".  units: of the source, as figures say them.
-    classes and class_names may read files where only those can tell; so may shape.
+    classes, class_names, vector and image may read files where only those can tell; so may shape.
     """
 
     transform: Transform
     classes: int = 0
     class_names: list[str] = []
+    vector: int = 0
+    image: tuple[int, ...] | None = None
     held_out: bool = True
     units: str
 

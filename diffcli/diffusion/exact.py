@@ -53,31 +53,53 @@ class GaussianMixture(nn.Module):
         log_n = -0.5 * (z**2 / var + var.log() + math.log(2 * math.pi)).sum(-1)
         return self.weights.log() + log_n, -torch.einsum("kij,bkj->bki", self.axes, z / var)
 
-    def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
-        """log density in nats (B,) at the level (alpha, sigma), each () or (B,)."""
-        return torch.logsumexp(self.components(x, alpha, sigma)[0], dim=1)
+    def log_prob(self, x: Tensor, alpha=1.0, sigma=0.0, label: Tensor | None = None) -> Tensor:
+        """log density in nats (B,) at the level (alpha, sigma), each () or (B,); of component label (B,) alone, -1: of all."""
+        log_p = self.components(x, alpha, sigma)[0]
+        return torch.logsumexp(log_p if label is None else self._only(log_p - self.weights.log(), log_p, label), dim=1)
 
-    def score(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
-        """grad log p(x) (B, d) at the level (alpha, sigma): the components' scores weighted by their posterior probability."""
+    def score(self, x: Tensor, alpha=1.0, sigma=0.0, label: Tensor | None = None) -> Tensor:
+        """grad log p(x) (B, d) at the level (alpha, sigma): the components' scores weighted by their posterior probability.
+
+        label (B,): of that component alone; -1: of all.
+        """
         log_p, scores = self.components(x, alpha, sigma)
-        return torch.einsum("bk,bkd->bd", torch.softmax(log_p, dim=1), scores)
+        weights = torch.softmax(log_p if label is None else self._only(log_p, log_p, label), dim=1)
+        return torch.einsum("bk,bkd->bd", weights, scores)
+
+    def log_posterior(self, x: Tensor, alpha=1.0, sigma=0.0) -> Tensor:
+        """`log p(k | x_t)` of the components (B, K), in nats, at the level (alpha, sigma)."""
+        return torch.log_softmax(self.components(x, alpha, sigma)[0], dim=1)
+
+    def _only(self, one: Tensor, every: Tensor, label: Tensor) -> Tensor:
+        """`one` (B, K) at the component that label (B,) names, -inf at the others; `every` where it names none."""
+        k = len(self.weights)
+        require(
+            label.shape == (len(one),) and bool(((label >= -1) & (label < k)).all()),
+            f"labels must be ({len(one)},) from -1 (none) to {k - 1}",
+        )
+        named = torch.arange(k, device=one.device) == label[:, None]
+        return torch.where(label[:, None] < 0, every, torch.where(named, one, -torch.inf))
 
 
 class Exact(Denoiser):
-    """The ideal denoiser of a Gaussian mixture: F is the exact score, `x0_hat = (xt + sigma^2 F) / alpha` (Tweedie)."""
+    """The ideal denoiser of a Gaussian mixture: F is the exact score, `x0_hat = (xt + sigma^2 F) / alpha` (Tweedie).
+
+    label (B,): the component that an item is drawn from, whose own denoiser it then is; -1 or none: of the whole mixture.
+    """
 
     def __init__(self, sde: SDE, mixture: GaussianMixture):
         super().__init__(sde)
         self.mixture = mixture
 
-    def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        score = self.mixture.score(xt.flatten(1), alpha, sigma)
+        score = self.mixture.score(xt.flatten(1), alpha, sigma, label)
         return 1 / alpha, sigma**2 / alpha, score.to(xt.dtype).view_as(xt)
 
     def score(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
         return self.evaluate(xt, t, **cond)[2]  # itself, which holds without noise too, and loses nothing near none
 
-    def log_prob(self, xt: Tensor, t: Tensor) -> Tensor:
-        """log p_t(xt) in nats, (B,)."""
-        return self.mixture.log_prob(xt.flatten(1), self.sde.alpha(t), self.sde.sigma(t))
+    def log_prob(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """log p_t(xt) in nats, (B,), given the label."""
+        return self.mixture.log_prob(xt.flatten(1), self.sde.alpha(t), self.sde.sigma(t), label)

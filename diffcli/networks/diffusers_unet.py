@@ -96,7 +96,10 @@ class DiffusersUNet(nn.Module):
         if label is None and self.classes and self.none is None:
             raise ValueError(f"the model is conditioned on {self.classes} classes and needs a label")
         check_label(label, n, self.classes, none=self.none is not None)
-        return torch.full((n,), self.none, device=x.device) if label is None and self.none is not None else label
+        if self.none is None:
+            return label
+        label = torch.full((n,), -1, device=x.device) if label is None else label
+        return torch.where(label < 0, self.none, label)
 
     def save(self, folder: Path) -> None:
         """Write config.json and diffusion_pytorch_model.safetensors, what `UNet2DModel.from_pretrained` reads.

@@ -49,7 +49,7 @@ class Fourier(nn.Module):
 class Given(nn.Module):
     """The embedding (B, dim) of a label (B,) where classes > 0, plus that of a vector (B, k) where vector = k > 0.
 
-    Label `classes` is no label, a row of NaN is no vector; both have an embedding of their own, used too where none is given.
+    Label -1 is no label, a row of NaN is no vector; both have an embedding of their own, used too where none is given.
     Raises ValueError for a condition that it does not take, and for one of another shape, type or range.
     """
 
@@ -69,8 +69,8 @@ class Given(nn.Module):
         check_label(label, n, self.classes)
         check_vector(vector, n, self.dim)
         if self.label is not None:
-            label = torch.full((n,), self.classes, device=emb.device) if label is None else label
-            emb = emb + self.label(label)
+            label = torch.full((n,), -1, device=emb.device) if label is None else label
+            emb = emb + self.label(torch.where(label < 0, self.classes, label))
         if self.vector is not None:
             none = emb.new_full((n, self.dim), math.nan) if vector is None else vector.to(emb.dtype)
             there = ~none.isnan().any(1, keepdim=True)
@@ -79,17 +79,17 @@ class Given(nn.Module):
 
 
 def check_label(label: Tensor | None, n: int, classes: int, none: bool = True) -> None:
-    """Raise ValueError unless label is None or (n,) of 0 ... classes - 1, or of classes too where that is `none`."""
+    """Raise ValueError unless label is None or (n,) of 0 ... classes - 1, or of -1 too where that may be `none`."""
     if label is None:
         return
     if not classes:
         raise ValueError("the network has no classes (network.classes=0) and takes no label")
     if label.shape != (n,) or label.dtype != torch.int64:
         raise ValueError(f"labels must be ({n},) of int64, got {tuple(label.shape)} of {label.dtype}")
-    last = classes if none else classes - 1
-    if not torch.compiler.is_compiling() and bool(((label < 0) | (label > last)).any()):
-        more = f" ({classes} is none)" if none else ""
-        raise ValueError(f"labels must lie from 0 to {last}{more}, got {label.min()} to {label.max()}")
+    first = -1 if none else 0
+    if not torch.compiler.is_compiling() and bool(((label < first) | (label >= classes)).any()):
+        more = " (-1 is none)" if none else ""
+        raise ValueError(f"labels must lie from {first} to {classes - 1}{more}, got {label.min()} to {label.max()}")
 
 
 def check_vector(vector: Tensor | None, n: int, k: int) -> None:

@@ -6,11 +6,12 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from diffcli.data.base import Data
+from diffcli.data.base import Data, Items
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.loss import Loss
 from diffcli.errors import NumericalError
 from diffcli.randomness import Draw, key
+from diffcli.training.condition import Condition
 from diffcli.training.data import BatchOrder, train_loader, val_loader
 from diffcli.training.optim import Optim
 
@@ -43,19 +44,24 @@ class Steps(L.LightningModule):
         self.dequantize = dequantize and data.transform.levels is not None
         self.batches = 0  # that this rank has taken, over all resumptions
 
+    def items(self, split: str) -> Items:
+        """What the batches of a split are made of."""
+        return self.data.split(split)
+
     def train_dataloader(self):
+        items = self.items("train")
         order = BatchOrder(
-            len(self.data.split("train")),
+            len(items),
             self.batch_size,
             self.seed,
             self.global_rank,
             self.trainer.world_size,
             self.batches,
         )
-        return train_loader(self.data.split("train"), order, self.workers)
+        return train_loader(items, order, self.workers)
 
     def val_dataloader(self):
-        return val_loader(self.data.split("val"), self.batch_size, VAL_ITEMS)
+        return val_loader(self.items("val"), self.batch_size, VAL_ITEMS)
 
     @abstractmethod
     def losses(self, batch: tuple[Tensor, Tensor], draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
@@ -130,13 +136,29 @@ class Steps(L.LightningModule):
 
 
 class Training(Steps):
-    """Minimises the mean of `loss` over items, divided by the number of dimensions."""
+    """Minimises the mean of `loss` over items, divided by the number of dimensions; with a condition, given what it says.
+
+    Validation drops no condition.
+    """
 
     calmer = "a smaller optim.lr, trainer.gradient_clip_val, or another loss.weight"
 
-    def __init__(self, denoiser: Denoiser, loss: Loss, data: Data, optim: Optim, *args, **kwargs):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        loss: Loss,
+        data: Data,
+        optim: Optim,
+        *args,
+        condition: Condition | None = None,
+        **kwargs,
+    ):
         super().__init__(data, optim, *args, **kwargs)
-        self.denoiser, self.loss = denoiser, loss
+        self.denoiser, self.loss, self.condition = denoiser, loss, condition
+
+    def items(self, split):
+        items = super().items(split)
+        return items if self.condition is None else self.condition.items(items)
 
     @property
     def model(self):
@@ -144,4 +166,6 @@ class Training(Steps):
 
     def losses(self, batch, draw):
         x0 = self.encoded(batch[0], draw)
-        return self.loss(self.denoiser, x0, draw) / x0[0].numel(), {}
+        dropping = draw if self.denoiser.training else None
+        given = {} if self.condition is None else self.condition(batch[1], x0, dropping)
+        return self.loss(self.denoiser, x0, draw, **given) / x0[0].numel(), {}

@@ -12,7 +12,8 @@ from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, sample
 from diffcli.errors import NumericalError
 from diffcli.randomness import ItemNoise
-from diffcli.sampling import draw_samples
+from diffcli.sampling import Conditions, draw_samples
+from diffcli.training.condition import Condition
 from diffcli.training.ema import EMA
 
 LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)  # t of the noised item
@@ -32,9 +33,11 @@ class Preview(L.Callback):
         every: int,
         n: int,
         steps: int,
+        condition: Condition | None = None,
     ):
         self.folder, self.ema, self.data = Path(folder), ema, data
         self.sampler, self.grid, self.seed, self.every, self.n, self.steps = sampler, grid, seed, every, n, steps
+        self.condition = condition
         self._done = -1
 
     def on_train_start(self, trainer, module) -> None:
@@ -69,11 +72,29 @@ class Preview(L.Callback):
     def _draw(self, module) -> None:
         times, shape = self.grid(module.denoiser.sde, self.steps), self.data.shape
         found = draw_samples(
-            module.denoiser, self.sampler, times, shape, self.n, self.seed, self.n, device=module.device
+            module.denoiser,
+            self.sampler,
+            times,
+            shape,
+            self.n,
+            self.seed,
+            self.n,
+            device=module.device,
+            given=self._given(),
         )
         x = torch.cat([batch.x for batch in found]).float().cpu()
         self.folder.joinpath("samples").mkdir(exist_ok=True)
         picture(self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data)
+
+    def _given(self) -> Conditions | None:
+        """Every label in turn, or the conditions of the first items of val."""
+        if self.condition is None:
+            return None
+        if self.condition.name == "label":
+            return Conditions(label=torch.arange(self.data.classes))
+        items = self.condition.items(self.data.split("val"))
+        x, y = items.__getitems__(range(min(self.n, len(items))))
+        return Conditions(**self.condition(y, self.data.transform.encode(x)))
 
     def _denoise(self, module) -> None:
         """Three rows: one val item noised to each level, its x0_hat, and the end of the reverse walk from there."""

@@ -1,4 +1,4 @@
-"""Wrappers, Denoiser -> Denoiser: they change what is asked of a denoiser, never how it is walked."""
+"""A denoiser under another SDE."""
 
 import torch
 
