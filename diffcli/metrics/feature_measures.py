@@ -1,5 +1,8 @@
 """The measures of images on the features of a network: Fréchet distance, KID, precision to coverage, Inception Score."""
 
+import torch
+from torch import Tensor
+
 from diffcli.data.base import Items
 from diffcli.errors import UsageError
 from diffcli.metrics.features.base import FeatureNetwork
@@ -24,6 +27,9 @@ class FeatureMeasures(Measure):
     others: real items that the reference does not hold, of which the floor is; None for no floor, and none where they are
     fewer than n.  Precision, recall, density and coverage are between as many real features as there are of samples, or all
     that are kept where those are fewer.
+    labels: (N,) labels of the data that samples were drawn for, sample i that of entry i mod N, -1 none; classes: (K,) the
+    class of the network's logits for each of them.  The share of the samples that the network takes for their label is then
+    measured too, beside that of real items and their own.
     """
 
     def __init__(
@@ -35,6 +41,8 @@ class FeatureMeasures(Measure):
         others_are: str,
         n: int,
         kept: int,
+        labels: Tensor | None = None,
+        classes: Tensor | None = None,
     ):
         super().__init__()
         self.network, self.levels, self.reference, self.n, self.kept = network, levels, found, n, kept
@@ -49,6 +57,9 @@ class FeatureMeasures(Measure):
         }
         if network.classes:
             self.about["inception_score"] = About(f"Inception Score ({network.name})", "higher")
+        self.labels, self.classes, self.repeat = labels, classes, 0
+        if labels is not None:
+            self.about["agreement"] = About(f"agreement with the label ({network.name})", "higher")
         real = found.gathered.features
         self.real = real[permuted(len(real))[: min(n, kept)]]
         draws = 0 if others is None else min(DRAWS, len(others) // n)
@@ -56,11 +67,22 @@ class FeatureMeasures(Measure):
         self.what_floor = f"{n} images of the {others_are} split in the place of the samples, {times}"
 
     def collector(self) -> Collector:
-        """What reads the samples of one repeat."""
-        return Collector(self.network, self.levels, samples=True, kept=self.kept)
+        """What reads the samples of the next repeat."""
+        labels = None if self.labels is None else self._class(self.labels.roll(-self.repeat * self.n))
+        self.repeat += 1
+        return Collector(self.network, self.levels, samples=True, kept=self.kept, labels=labels)
 
     def __call__(self, taken: Taken) -> dict[str, float]:
         return self._of(taken.collector.finish())
+
+    def _class(self, label: Tensor) -> Tensor:
+        return torch.where(label < 0, -1, self.classes[label])
+
+    def _labels(self, items: Tensor) -> Tensor | None:
+        """The classes of the real items of these numbers, where labels are asked for."""
+        if self.labels is None:
+            return None
+        return self._class(torch.cat([self.others.__getitems__(part)[1] for part in items.split(CHUNK)]))
 
     def _of(self, statistics: Statistics) -> dict[str, float]:
         fake = statistics.gathered.features
@@ -76,6 +98,8 @@ class FeatureMeasures(Measure):
             self.left_out |= dict.fromkeys(names, error.message)
         if statistics.score is not None:
             found["inception_score"] = statistics.score.result()["mean"]
+        if statistics.agreement is not None:
+            found["agreement"] = statistics.agreement
         return found
 
     def floor(self) -> dict[str, list[float]]:
@@ -85,7 +109,8 @@ class FeatureMeasures(Measure):
             for r in range(self.draws):
                 mine = order[r * self.n : (r + 1) * self.n].sort().values
                 blocks = (self.others.__getitems__(part)[0] for part in mine.split(CHUNK))
-                one = self._of(collect(blocks, self.network, self.levels, samples=False, kept=self.kept))
+                how = dict(samples=False, kept=self.kept, labels=self._labels(mine))
+                one = self._of(collect(blocks, self.network, self.levels, **how))
                 for name, value in one.items():
                     found.setdefault(name, []).append(value)
         said = {

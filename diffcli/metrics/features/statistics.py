@@ -76,11 +76,15 @@ class Gathered:
 
 @dataclass
 class Statistics:
-    """What a set of items leaves: moments of all, features of some, sums for the Inception Score where there are logits."""
+    """What a set of items leaves: moments of all, features of some, sums for the Inception Score where there are logits.
+
+    agreement: the share of the items with a wanted label that the network takes for it, None where none was wanted.
+    """
 
     moments: Moments
     gathered: Gathered
     score: ScoreSums | None
+    agreement: float | None = None
 
 
 class Collector:
@@ -88,6 +92,7 @@ class Collector:
 
     samples: the items are rounded and clipped to their levels, as they would be saved; otherwise one outside is refused.
     kept: items whose features are kept: the first ones, or with `of` a random choice among that many (the same each time).
+    labels: (N,) classes of the network's logits that items are wanted to be of, item i that of entry i mod N, -1 any.
     """
 
     def __init__(
@@ -98,7 +103,9 @@ class Collector:
         kept: int = KEPT,
         of: int | None = None,
         splits: int = 10,
+        labels: Tensor | None = None,
     ):
+        self.labels, self.wanted, self.agreed = labels, 0, 0
         self.network, self.levels, self.samples, self.splits = network, levels, samples, splits
         count = kept if of is None else min(kept, of)
         self.chosen = torch.arange(count)
@@ -132,7 +139,9 @@ class Collector:
             self._waiting = []
         if self._moments is None:
             raise UsageError("there are no items to take statistics of")
-        return Statistics(self._moments, Gathered(torch.cat(self._rows), torch.cat(self._index)), self._score)
+        gathered = Gathered(torch.cat(self._rows), torch.cat(self._index))
+        agreement = self.agreed / self.wanted if self.wanted else None
+        return Statistics(self._moments, gathered, self._score, agreement)
 
     def _read(self, x: Tensor) -> None:
         # the last block is filled up: a kernel's last bits depend on the number of items it is given
@@ -147,6 +156,10 @@ class Collector:
         if logits is not None:
             self._score = self._score or ScoreSums(logits.shape[1], self.splits)
             self._score.add(logits[: len(x)])
+            if self.labels is not None:
+                wanted = self.labels[torch.arange(self.n, self.n + len(x)) % len(self.labels)]
+                self.wanted += int((wanted >= 0).sum())
+                self.agreed += int((logits[: len(x)].argmax(1) == wanted).sum())
         self.n += len(x)
 
 
