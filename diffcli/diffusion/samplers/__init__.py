@@ -19,6 +19,7 @@ from diffcli.diffusion.samplers.langevin import Langevin
 from diffcli.diffusion.samplers.mode import Mode
 from diffcli.diffusion.samplers.pndm import PNDM
 from diffcli.diffusion.samplers.predictor_corrector import PredictorCorrector
+from diffcli.diffusion.samplers.resample import Resample
 from diffcli.diffusion.samplers.reverse_diffusion import ReverseDiffusion
 from diffcli.diffusion.samplers.rk45 import RK45
 from diffcli.diffusion.samplers.runge_kutta import RK4, Euler, Heun
@@ -29,5 +30,5 @@ __all__ = [
     "DDIM", "DPM1", "DPM2", "DPM3", "LMS", "PNDM", "RK4", "RK45", "AdamsMoulton", "AdaptiveSDE", "Ancestral", "AnnealedLangevin",
     "DPMAdaptive", "DPMTaylor", "DPMpp2M", "DPMpp2MSDE", "DPMpp2S", "DPMpp3M", "DPMpp3MSDE", "DPMppSDE", "Deis",
     "EDMChurn", "Euler", "EulerAncestral", "EulerMaruyama", "FixedGrid", "Heun", "Langevin", "Mode",
-    "PredictorCorrector", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC", "most_steps", "sample",
+    "PredictorCorrector", "Resample", "ReverseDiffusion", "SASolver", "Sampler", "Samples", "UniPC", "most_steps", "sample",
 ]  # fmt: skip
