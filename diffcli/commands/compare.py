@@ -12,7 +12,10 @@ from tqdm import tqdm
 
 from diffcli.commands import compare_cards
 from diffcli.commands.build import build, check_type
-from diffcli.commands.common import check_prior, pick_device, recorded, typed
+from diffcli.commands.common import check_prior, chosen, pick_device, recorded, typed
+from diffcli.commands.conditions import conditions
+from diffcli.commands.evaluation import other_labels
+from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.options import changed, config_dir, load, words
 from diffcli.commands.run_folder import choose, create, say
@@ -52,6 +55,8 @@ def run(cfg) -> int:
     check_process(model)
     if model.denoiser.posterior_mean:
         check_prior(model.denoiser.sde)  # once for all
+    model.given = conditions(model)
+    guide(model, device)
     budgets = _budgets(config["nfe"])
     entries = _entries(config, model)
     items = model.data.split(config["split"])
@@ -76,9 +81,10 @@ def run(cfg) -> int:
         found.refused = {entry.text: entry.refused for entry in entries if entry.refused}
         found.held_out = model.data.held_out and config["split"] == "test"
         found.title = f"{_name(model)}, n = {config['n']}"
+        found.warnings = other_labels(model)
         text = write(found, path)
         plot(found, path / "compare.png")
-        folder.write("finished", results=found.results())
+        folder.write("finished", results=found.results() | {"guidance": model.guidance or None})
     say(text)
     say("")
     for file in ("compare.csv", "compare.md", "compare.png"):
@@ -87,8 +93,12 @@ def run(cfg) -> int:
 
 
 def _name(model: Model) -> str:
-    error = (model.config.get("network") or {}).get("error")
-    return model.source + (f" with an error of {error:g}" if error else "")
+    error, label = (model.config.get("network") or {}).get("error"), model.config["label"]
+    found = model.source + (f" with an error of {error:g}" if error else "")
+    found += f", label = {label}" if label is not None else ""
+    return found + (
+        f", guidance = {chosen('guidance')} {model.config['guidance'].get('scale', '')}" if model.guidance else ""
+    )
 
 
 def _budgets(nfe) -> list[int]:
@@ -150,7 +160,8 @@ def _walks(entry: Entry, budgets: list[int], config: dict, model: Model) -> dict
         return {None: _plan(entry, 1, config, model)}
     last = config["last"] or entry.sampler.last()
     most = None if entry.sampler.one_level else build(entry.grid, "grid").steps(model.denoiser.sde)
-    fitting = {nfe: most_steps(entry.sampler, nfe - (last == "denoise")) for nfe in budgets}
+    calls = model.denoiser.calls
+    fitting = {nfe: most_steps(entry.sampler, nfe // calls - (last == "denoise")) for nfe in budgets}
     return {nfe: _plan(entry, min(k, most or k), config, model) for nfe, k in fitting.items() if k >= 1}
 
 
@@ -188,11 +199,8 @@ def _sample(sampler, times, last, n: int, model: Model, device) -> tuple[Tensor,
     """x (n, *S) in model space, and the mean number of evaluations."""
     config = model.config
     dtype, size = getattr(torch, config["dtype"]), config["batch_size"]
-    drawn = list(
-        draw_samples(
-            model.denoiser, sampler, times, model.shape, n, config["seed"], size, last=last, dtype=dtype, device=device
-        )
-    )
+    given = {"last": last, "dtype": dtype, "device": device, "given": model.given}
+    drawn = list(draw_samples(model.denoiser, sampler, times, model.shape, n, config["seed"], size, **given))
     return torch.cat([s.x.cpu() for s in drawn]), torch.cat([s.nfe.cpu() for s in drawn]).double().mean().item()
 
 

@@ -12,7 +12,20 @@ from diffcli.explain.cards_plot import plot
 from diffcli.metrics.card import Card, check_alike
 from diffcli.metrics.cards_table import csv_text, markdown, text
 
-OTHERS = ("ckpt=", "network=", "samplers=", "nfe=", "sde=", "data=", "weights=", "n=", "split=", "last=")  # of drawing
+OTHERS = (
+    "ckpt=",
+    "network=",
+    "samplers=",
+    "nfe=",
+    "sde=",
+    "data=",
+    "weights=",
+    "n=",
+    "split=",
+    "last=",
+    "label=",
+)  # of drawing
+OTHERS += ("guidance",)
 
 
 def run(cfg) -> int:

@@ -3,6 +3,7 @@
 import torch
 
 from diffcli.advice import nearest
+from diffcli.commands.guidance import label_names
 from diffcli.commands.model import Model
 from diffcli.errors import UsageError
 from diffcli.sampling import Conditions
@@ -22,8 +23,8 @@ def conditions(model: Model) -> Conditions | None:
 
 def labels(wish, model: Model) -> list[int]:
     """The labels that `label=` names, each by its name, else by its number; -1 is none."""
-    names = model.class_names
-    if model.condition != "label":
+    names = label_names(model)
+    if not names:
         raise UsageError(
             f"label={wish}: {model.source} takes no label",
             "diffcli train condition=label, or network=exact data=mixture",

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from diffcli.commands.build import check_type
 from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.conditions import conditions
 from diffcli.commands.evaluation import VERSIONS, card_of, measures_of, network_of
 from diffcli.commands.given import Given, load_given
+from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say, write_text
 from diffcli.commands.walk import plan_walk, stream
@@ -32,6 +34,9 @@ def run(cfg) -> int:
     check_type(config["n"], int, "n")
     if config["n"] < 2:
         raise UsageError(f"n={config['n']} samples are too few to compare with data: at least 2 are needed")
+    if cfg.samples is None:
+        model.given = conditions(model)
+        guide(model, device)
     walk = plan_walk(config, model) if cfg.samples is None else None
     given = None if cfg.samples is None else Given(model, config["n"], config["repeats"])
     items = model.data.split(config["split"])

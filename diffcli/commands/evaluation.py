@@ -88,12 +88,15 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
             "steps": len(walk.times) - 1 if walk.sampler.evaluations is not None else None,
             "nfe": found.nfe.summary(),
             "last": walk.last,
+            "label": config["label"],
+            "guidance": guidance_of(model),
             "seed": config["seed"],
             "dtype": config["dtype"],
         }
     warnings = [f"{found.labels[name]} is left out: {reason}" for name, reason in found.left_out.items()]
     if not protocol["data"]["held_out"]:
         warnings.append(f"the {config['split']} split of this data set is not held out from training")
+    warnings += other_labels(model)
     if found.off_range > CLIPPED * found.values:
         share = found.off_range / found.values
         warnings.append(
@@ -109,6 +112,23 @@ def data_name(node: dict) -> str:
     """The class of a data set, with its own name where it has one: MNIST, Points moons."""
     kind = node["_target_"].rpartition(".")[2]
     return f"{kind} {node['name']}" if node.get("name") else kind
+
+
+def other_labels(model: Model) -> list[str]:
+    """A warning where the samples are of some labels, and the data that they are compared with of all."""
+    label = model.config.get("label")
+    if label is None or label == "all":
+        return []
+    return [f"the samples are of label {label}, and the data that they are compared with of all labels"]
+
+
+def guidance_of(model: Model) -> dict | None:
+    """What the card says of it: its settings, the formula, and the file of what guides."""
+    node = model.config.get("guidance")
+    if not node:
+        return None
+    path = node.get("ckpt")
+    return named(node) | {"formula": model.guidance} | ({"sha256": file_hash(path)} if path else {})
 
 
 def named(node: dict) -> dict:

@@ -38,6 +38,7 @@ class Model:
     class_names: list[str] = field(default_factory=list)
     drop: float = 0.0  # how often it was told nothing while training
     given: Conditions | None = None  # what this command tells it of each item
+    guidance: str = ""  # what is asked in place of its score, as a formula
 
 
 def load_model(cfg, device: torch.device, shares: bool = False) -> Model:

@@ -51,6 +51,7 @@ def run(cfg) -> int:
             "n": len(x),
             "last": walk.last,
             "t_end": float(walk.sampler.end(walk.times)),
+            "guidance": model.guidance or None,
             "sampling_seconds": round(seconds, 3),
         }
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)

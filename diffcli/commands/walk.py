@@ -57,7 +57,7 @@ def plan_walk(config: dict, model: Model) -> Walk:
     if not sampler.one_level:
         check_process(model, "sampler=langevin|mode, or ")
     last = config["last"] or sampler.last()
-    steps = _steps(config, sampler, last)
+    steps = _steps(config, sampler, last, model.denoiser.calls)
     check_walk(model.denoiser, sampler.kind, last)
     try:
         sampler.setup(model.denoiser)
@@ -81,8 +81,8 @@ def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None) -> Tensor:
     return end.repeat((steps or sampler.usual_steps) + 1)
 
 
-def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
-    """The steps that steps= or nfe= asks for, None for the grid's own number."""
+def _steps(config: dict, sampler: Sampler, last: str, calls: int) -> int | None:
+    """The steps that steps= or nfe= asks for, None for the grid's own number; an evaluation takes `calls` of the network."""
     steps, nfe = config["steps"], config["nfe"]
     if steps is not None and nfe is not None:
         raise UsageError(f"steps={steps} and nfe={nfe} both fix the number of steps", "one of the two")
@@ -90,9 +90,9 @@ def _steps(config: dict, sampler: Sampler, last: str) -> int | None:
         return steps
     if sampler.evaluations is None:
         raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
-    fitting = most_steps(sampler, nfe - (last == "denoise"))
+    fitting = most_steps(sampler, nfe // calls - (last == "denoise"))
     if fitting < 1:
-        least = sampler.cost(1) + (last == "denoise")
+        least = calls * (sampler.cost(1) + (last == "denoise"))
         raise UsageError(f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more")
     return fitting
 

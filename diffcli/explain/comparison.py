@@ -47,6 +47,7 @@ class Comparison:
     no_end: str = ""
     held_out: bool = True
     title: str = ""
+    warnings: list[str] = field(default_factory=list)
 
     def column(self, what: str, budget: int) -> dict[str, float]:
         """A measure of every sampler that has it at this budget."""
@@ -172,6 +173,7 @@ def notes(found: Comparison) -> list[str]:
         lines = lines[1:]  # no ODE sampler, or no end
     if not found.held_out:
         lines.append("note: these items of the data are not held out from training")
+    lines += [f"note: {sentence}" for sentence in found.warnings]
     if found.no_end:
         lines.append(f"note: no error, since the end of the PF-ODE could not be found: {found.no_end}")
     lines += [f"left out: {name}: {why}" for name, why in found.refused.items()]

@@ -31,7 +31,9 @@ def how(card: Card) -> str:
     sampler = str(card.draw.get("sampler", {}).get("name", "–"))
     nfe = (card.draw.get("nfe") or {}).get("mean")
     weights = card.model.get("weights")
-    return sampler + (f", NFE {nfe:.4g}" if nfe is not None else "") + (f", {weights} weights" if weights else "")
+    guidance = card.draw.get("guidance") or {}
+    found = sampler + (f", NFE {nfe:.4g}" if nfe is not None else "") + (f", {weights} weights" if weights else "")
+    return found + (f", {guidance.get('name')} {guidance.get('scale', '')}".rstrip() if guidance else "")
 
 
 def table(cards: dict[str, Card]) -> list[list[str]]:

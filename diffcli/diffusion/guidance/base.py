@@ -14,3 +14,4 @@ class Wrapper(Denoiser):
         super().__init__(inner.sde)
         self.inner = inner
         self.posterior_mean, self.double_backward = inner.posterior_mean, inner.double_backward
+        self.calls = inner.calls
