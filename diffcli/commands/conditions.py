@@ -5,6 +5,7 @@ import torch
 from diffcli.advice import nearest
 from diffcli.commands.guidance import label_names
 from diffcli.commands.model import Model
+from diffcli.commands.pairs import image_conditions
 from diffcli.errors import UsageError
 from diffcli.sampling import Conditions
 
@@ -18,6 +19,8 @@ def conditions(model: Model) -> Conditions | None:
     config, found = model.config, Conditions()
     if config.get("label") is not None:
         found |= Conditions(label=torch.tensor(labels(config["label"], model)))
+    if model.condition == "image":
+        found |= image_conditions(model)
     return found if found.tables else None
 
 

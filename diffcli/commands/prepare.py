@@ -18,6 +18,7 @@ from diffcli.commands.classify import (
 )
 from diffcli.commands.common import check_walk, chosen, pick_device, typed
 from diffcli.commands.fit import check_fit
+from diffcli.commands.pairs import widen
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
 from diffcli.commands.walk import build_sampler
@@ -113,8 +114,8 @@ def _condition(cfg, data: Data) -> None:
     cfg.drop = (0.0 if name == "image" else 0.1) if cfg.drop is None else cfg.drop
     if name == "label":
         cfg.class_names = list(data.class_names)
-    if name not in TOLD:
-        return
+    if name == "image":
+        return widen(cfg, data)
     size, value = TOLD[name], data.classes if name == "label" else data.vector
     if size not in cfg.network:
         raise UsageError(f"condition={name}: this network takes none", "network=unet|dit|mlp|diffusers_unet")

@@ -10,6 +10,7 @@ from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.conditions import conditions
 from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_shape, load_model
+from diffcli.commands.pairs import write_pairs
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.trajectory import draw, watch
 from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
@@ -82,6 +83,8 @@ def _start(model: Model) -> torch.Tensor | None:
 
 
 def _write(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:
+    if model.condition == "image":
+        return write_pairs(path, x, model, png)
     np.save(path / "samples.npy", x)
     picture(x[:SHOWN], path / "grid.png", model.data)
     files = [path / "grid.png", path / "samples.npy"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffcli.data.base import Data, Items, check_count
-from diffcli.data.decode import check_header, read_picture
+from diffcli.data.decode import Half, check_header, read_picture
 from diffcli.data.transform import Levels
 from diffcli.errors import UsageError
 
@@ -19,20 +19,23 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 @final
 class PictureItems(Items):
-    """Picture files, decoded at each access to x `(C, size, size)` uint8; y is given by the caller, -1 for none.
+    """Picture files, or one half of each, decoded at each access to x `(C, size, size)` uint8; y by the caller, -1 for none.
 
     An access raises UsageError naming the file where that cannot be decoded.
     """
 
-    def __init__(self, files: Sequence[Path], labels: Sequence[int], size: int, channels: int):
+    def __init__(
+        self, files: Sequence[Path], labels: Sequence[int], size: int, channels: int, half: Half | None = None
+    ):
         self.files, self.labels, self.size, self.channels = list(files), list(labels), size, channels
+        self.half = half
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         indices = [int(i) for i in indices]
-        x = torch.stack([read_picture(self.files[i], self.size, self.channels) for i in indices])
+        x = torch.stack([read_picture(self.files[i], self.size, self.channels, self.half) for i in indices])
         return x, torch.tensor([self.labels[i] for i in indices])
 
 
@@ -60,13 +63,8 @@ class ImageFolder(Data):
         if not root:
             raise UsageError("data=image_folder needs data.root", "data.root=FOLDER of pictures")
         check_count("size", size, 1)
-        if channels not in (1, 3):
-            raise UsageError(f"data.channels={channels} is neither 1 (grey) nor 3 (RGB)")
-        if not (test_fraction > 0 and val_fraction >= 0 and test_fraction + val_fraction < 1):
-            raise UsageError(
-                f"data.test_fraction={test_fraction} and data.val_fraction={val_fraction} do not leave a training set",
-                "0 < test_fraction, 0 <= val_fraction, and a sum below 1",
-            )
+        check_channels(channels)
+        check_fractions(test_fraction, val_fraction)
         self.root, self.size, self.channels = root, size, channels
         self.test_fraction, self.val_fraction = test_fraction, val_fraction
         self.transform = Levels(256)
@@ -90,14 +88,7 @@ class ImageFolder(Data):
 
     @cached_property
     def _files(self) -> list[Path]:
-        if not self._folder.is_dir():
-            raise UsageError(f"there is no folder data.root={self.root}")
-        files = sorted(file for file in self._folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not files:
-            raise UsageError(
-                f"data.root={self.root} has no pictures", "files end in " + " ".join(sorted(s[1:] for s in SUFFIXES))
-            )
-        return files
+        return pictures_in(self._folder, f"data.root={self.root}")
 
     def check(self) -> None:
         """Open every file's header, without decoding; raises UsageError naming the first that cannot be read."""
@@ -114,9 +105,39 @@ class ImageFolder(Data):
 
     @cached_property
     def _parts(self) -> dict[str, list[Path]]:
-        test, rest = evenly(self._files, self.test_fraction)
-        val, train = evenly(rest, self.val_fraction / (1 - self.test_fraction))
-        return {"train": train, "val": val if self.val_fraction else test, "test": test}
+        return divide(self._files, self.test_fraction, self.val_fraction)
+
+
+def check_channels(channels: int, name: str = "channels") -> None:
+    """Raise UsageError unless the argument `data.name` is 1 or 3."""
+    if channels not in (1, 3):
+        raise UsageError(f"data.{name}={channels} is neither 1 (grey) nor 3 (RGB)")
+
+
+def check_fractions(test_fraction: float, val_fraction: float) -> None:
+    """Raise UsageError unless the shares leave something for each split."""
+    if not (test_fraction > 0 and val_fraction >= 0 and test_fraction + val_fraction < 1):
+        raise UsageError(
+            f"data.test_fraction={test_fraction} and data.val_fraction={val_fraction} do not leave a training set",
+            "0 < test_fraction, 0 <= val_fraction, and a sum below 1",
+        )
+
+
+def pictures_in(folder: Path, what: str) -> list[Path]:
+    """The picture files under a folder, sorted; raises UsageError, calling it `what`, where there is none."""
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {what}")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not files:
+        raise UsageError(f"{what} has no pictures", "files end in " + " ".join(sorted(s[1:] for s in SUFFIXES)))
+    return files
+
+
+def divide(items: Sequence, test_fraction: float, val_fraction: float) -> dict[str, list]:
+    """The splits of a sequence, each in its order; val_fraction 0 makes "val" the test set."""
+    test, rest = evenly(items, test_fraction)
+    val, train = evenly(rest, val_fraction / (1 - test_fraction))
+    return {"train": train, "val": val if val_fraction else test, "test": test}
 
 
 def evenly(items: Sequence, fraction: float) -> tuple[list, list]:

@@ -12,18 +12,24 @@ from diffcli.data.gif import write_gif
 from diffcli.data.scatter import scatter
 from diffcli.errors import NumericalError, UsageError
 
+MOST_COLUMNS = 32  # with a word above each
 GRID_WIDTH = 640  # pixels at least: 8x8 digits are to be seen without zooming
 STRIP_WIDTH = 1000  # of a strip, whose columns have words above
 DPI = 128  # a power of 2, so that its size in inches is exact
 SEPARATOR = 128  # grey, told from both a black and a white background
 
 
-def picture(x: ArrayLike, path: Path | str, data: Data) -> None:
-    """Write one picture of items x `(N, *S)` in source units: a grid where S is `(1|3, H, W)`, else a scatter."""
+def picture(x: ArrayLike, path: Path | str, data: Data, words: Sequence[str] | None = None) -> None:
+    """Write one picture of items x `(N, *S)` in source units: a grid where S is `(1|3, H, W)`, else a scatter.
+
+    words: item i is one of `words[i mod K]`; each has its column, or its colour.
+    """
     if is_image(np.shape(x)[1:]):
-        image_grid(x, path, data.transform.levels)
+        by_word = words is not None and 2 <= len(words) <= MOST_COLUMNS
+        more = {"columns": len(words), "heads": words[: len(x)]} if by_word else {}
+        image_grid(x, path, data.transform.levels, **more)
     else:
-        scatter({data.units: x}, path)
+        scatter({data.units: x}, path, words)
 
 
 def is_image(shape: Sequence[int]) -> bool:
@@ -38,27 +44,32 @@ def image_grid(
     columns: int | None = None,
     labels: Sequence[str] | None = None,
     scale: int | None = None,
+    heads: Sequence[str] | None = None,
 ) -> None:
     """Write x `(N, C, H, W)` in source units as one PNG with thin separators, row by row.
 
     levels: as in `pixels`.  columns: images in a row, about √N if None.  labels: N words, one under each image.
-    scale: pixels per pixel, nearest; if None the least that makes the grid GRID_WIDTH wide.
+    heads: a word above each column.  scale: pixels per pixel, nearest; if None the least that makes the grid GRID_WIDTH wide.
     Raises UsageError for another shape or count of labels, NumericalError for a non-finite item.
     """
     a = pixels(x, levels)
     columns = min(len(a), columns or math.ceil(math.sqrt(len(a))))
     if labels is not None and len(labels) != len(a):
         raise UsageError(f"{len(labels)} labels cannot stand under {len(a)} images")
-    _save(_grid(a, columns, scale, labels), path)
+    if heads is not None and len(heads) != columns:
+        raise UsageError(f"{len(heads)} words cannot stand above {columns} columns")
+    _save(_grid(a, columns, scale, labels, heads), path)
 
 
-def write_pngs(x: ArrayLike, folder: Path | str, levels: int | None) -> None:
-    """Write x `(N, C, H, W)` in source units as 000000.png, 000001.png, … of their own size; raises as `image_grid`."""
+def write_pngs(x: ArrayLike, folder: Path | str, levels: int | None, names: Sequence[str] | None = None) -> None:
+    """Write x `(N, C, H, W)` in source units as 000000.png, 000001.png, … (or by `names`) of their own size; raises as
+    `image_grid`."""
     from PIL import Image
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     for i, a in enumerate(pixels(x, levels)):
-        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(Path(folder) / f"{i:06d}.png")
+        name = f"{i:06d}" if names is None else names[i]
+        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(Path(folder) / f"{name}.png")
 
 
 def strip(rows: Mapping[str, ArrayLike], heads: Sequence[str], path: Path | str, levels: int | None) -> None:
@@ -128,7 +139,13 @@ def _hwc(shape: Sequence[int]) -> tuple[int, int, int]:
     return shape[1], shape[2], shape[0]
 
 
-def _grid(a: np.ndarray, columns: int, scale: int | None = None, labels: Sequence[str] | None = None):
+def _grid(
+    a: np.ndarray,
+    columns: int,
+    scale: int | None = None,
+    labels: Sequence[str] | None = None,
+    heads: Sequence[str] | None = None,
+):
     from PIL import Image, ImageDraw, ImageFont
 
     n, h, w, c = a.shape
@@ -137,16 +154,27 @@ def _grid(a: np.ndarray, columns: int, scale: int | None = None, labels: Sequenc
     text = 14 if labels is not None else 0
     cell_h, cell_w = h * scale + text + line, w * scale + line
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * cell_h + line, columns * cell_w + line, c), SEPARATOR, np.uint8)
-    corners = [(line + i // columns * cell_h, line + i % columns * cell_w) for i in range(n)]
+    top = 0 if heads is None else 16
+    canvas = np.full((top + rows * cell_h + line, columns * cell_w + line, c), SEPARATOR, np.uint8)
+    corners = [(top + line + i // columns * cell_h, line + i % columns * cell_w) for i in range(n)]
     for (top, left), item in zip(corners, a, strict=True):
         canvas[top : top + h * scale, left : left + w * scale] = item.repeat(scale, axis=0).repeat(scale, axis=1)
     grid = Image.fromarray(canvas[..., 0] if c == 1 else canvas)
+    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(11)
+    if heads is not None:
+        for k, word in enumerate(heads):
+            draw.text((line + k * cell_w + 2, 2), _fitting(word, w * scale - 2, font), fill="white", font=font)
     if labels is not None:
-        draw, font = ImageDraw.Draw(grid), ImageFont.load_default(11)
         for (top, left), label in zip(corners, labels, strict=True):
             draw.text((left + 2, top + h * scale), str(label), fill="white", font=font)
     return grid
+
+
+def _fitting(word: str, width: int, font) -> str:
+    """The word, cut where it is too wide."""
+    if font.getlength(word) <= width:
+        return word
+    return next((f"{word[:n]}…" for n in range(len(word), 0, -1) if font.getlength(f"{word[:n]}…") <= width), word[:1])
 
 
 def _save(grid, path: Path | str) -> None:

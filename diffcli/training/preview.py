@@ -7,6 +7,7 @@ import lightning as L
 import torch
 
 from diffcli.data.base import Data
+from diffcli.data.pair_picture import pairs_of
 from diffcli.data.pictures import image_grid, is_image, picture
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, sample
@@ -84,7 +85,11 @@ class Preview(L.Callback):
         )
         x = torch.cat([batch.x for batch in found]).float().cpu()
         self.folder.joinpath("samples").mkdir(exist_ok=True)
-        picture(self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png", self.data)
+        x, file = self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png"
+        if self.condition is not None and self.condition.name == "image":
+            pairs_of(self.data.split("val"), x, file, self.data)
+        else:
+            picture(x, file, self.data)
 
     def _given(self) -> Conditions | None:
         """Every label in turn, or the conditions of the first items of val."""
