@@ -21,6 +21,7 @@ from diffcli.errors import CheckpointError, UsageError
 
 FORMAT = 1
 PARTS = ("diffcli.data.", "diffcli.diffusion.", "diffcli.networks.")  # the modules a checkpoint's config may name
+CONDITIONS = ("none", "label", "vector", "image")
 DEPTH, SIZE = 20, 100_000  # of such a config; a forged one can contain itself
 
 
@@ -184,6 +185,23 @@ def _check_target(target, bases: tuple[type, ...], trust: str | None, path: str)
     if home != package or not (foreign or (inspect.isclass(found) and issubclass(found, bases))):
         kind = f"defined in {package}" if foreign else "a model part of diffcli"
         raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not {kind}")
+
+
+def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
+    """What a model may be told of an item (none, label, vector, image), the classes' names, `drop`, and a vector's dimension.
+
+    A checkpoint from before there were conditions has none.  Raises CheckpointError for values of another kind.
+    """
+    condition, names, drop = (config.get(key) for key in ("condition", "class_names", "drop"))
+    condition, names, drop = condition or "none", names or [], drop or 0.0
+    network = config["denoiser"].get("network")
+    network = network if isinstance(network, dict) else {}
+    vector = network.get("vector", 0) if condition == "vector" else 0
+    there = condition in CONDITIONS and type(vector) is int and (vector > 0) == (condition == "vector")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if not there or not named or bool(names) != (condition == "label") or type(drop) not in (int, float):
+        raise CheckpointError(f"{path} does not say what its model is conditioned on")
+    return condition, names, float(drop), vector
 
 
 def build_denoiser(node: dict, trust: str | None = None) -> Denoiser:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +13,16 @@ from diffcli.commands.build import build, locate
 from diffcli.commands.common import chosen, plain, several, typed
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
-from diffcli.data.base import Data
+from diffcli.data.base import Data, Items
+from diffcli.data.mixture import component_names
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.guidance import Rescaled
 from diffcli.errors import UsageError
-from diffcli.sampling import Conditions
+from diffcli.sampling import Conditions, Starts
 
 GROUPS = {
-    "schedule", "sde", "prediction", "network", "data", "sampler", "grid", "likelihood", "denoiser", "features", "guidance",
+    "schedule", "sde", "prediction", "network", "data", "source", "sampler", "grid", "likelihood", "denoiser", "features", "guidance",
     "task",
 }  # fmt: skip
 
@@ -37,8 +39,20 @@ class Model:
     condition: str = "none"  # what the network may be told of an item: none, label, vector, image
     class_names: list[str] = field(default_factory=list)
     drop: float = 0.0  # how often it was told nothing while training
+    vector: int = 0  # dimension of its condition vectors
     given: Conditions | None = None  # what this command tells it of each item
     guidance: str = ""  # what is asked in place of its score, as a formula
+    problem: Any = None  # an inverse problem (commands.inverse.Problem) whose measurements are in `given`
+    side: Data | None = None  # of a training with source=DATA, where samples start in the place of noise
+    inputs: Items | None = None  # the user's own items of that side
+
+    @property
+    def starts(self) -> Starts | None:
+        """x at t_max of each sample, of the inputs or of the side's test items; None for noise."""
+        if self.side is None:
+            return None
+        items = self.side.split("test") if self.inputs is None else self.inputs
+        return Starts(items, self.side.transform, self.denoiser.sde)
 
 
 def load_model(cfg, device: torch.device, shares: bool = False) -> Model:
@@ -76,7 +90,7 @@ def _exact(cfg) -> Model:
     shape = tuple(denoiser.mixture.means.shape[1:])
     if config["network"]["file"] is not None and not typed("data"):
         data = build({"_target_": "diffcli.data.mixture.Mixture", "file": config["network"]["file"]}, "data")
-    names = [str(k) for k in range(len(denoiser.mixture.weights))]
+    names = component_names(len(denoiser.mixture.weights))
     source = "the exact score of the mixture"
     return Model(denoiser, data, shape, source, config, "label", names, drop=1.0)  # it knows both scores
 
@@ -98,6 +112,7 @@ def _from_checkpoint(cfg) -> Model:
         _change(data_node, config["data"], "data")
     if not typed("data="):
         checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
+    side = _side(content["config"].get("source"), config, cfg.trust)
     denoiser = checkpoint.build_denoiser(node, cfg.trust)
     checkpoint.load_weights(denoiser, content, cfg.weights, path)
     if typed("sde=") or typed("schedule="):
@@ -110,10 +125,22 @@ def _from_checkpoint(cfg) -> Model:
         denoiser = _rescaled(denoiser, sde)
     config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
     trained = content["config"]
-    condition, names, drop = (trained.get(key) for key in ("condition", "class_names", "drop"))
-    model = Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config)
-    model.condition, model.class_names, model.drop = condition or "none", names or [], drop or 0.0
+    model = Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config, side=side)
+    model.condition, model.class_names, model.drop, model.vector = checkpoint.conditioning(trained, path)
     return model
+
+
+def _side(node: dict | None, config: dict, trust: str | None) -> Data | None:
+    """The data set that samples start from, with the user's changes, which become part of `config`."""
+    changes = config.pop("source", None)
+    if node is None and changes:
+        raise UsageError("source.* is of a model between two data sets, and this one starts from noise")
+    if node is None:
+        return None
+    _change(node, changes or {}, "source")
+    checkpoint.check_node(node, (Data,), trust, "source")
+    config["source"] = node
+    return build(node, "source")
 
 
 def _rescaled(denoiser: Denoiser, node: dict) -> Denoiser:

@@ -18,9 +18,10 @@ from diffcli.commands.classify import (
 )
 from diffcli.commands.common import check_walk, chosen, pick_device, typed
 from diffcli.commands.fit import check_fit
-from diffcli.commands.pairs import widen
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
+from diffcli.commands.source import prepare_source, side_of, source_of
+from diffcli.commands.training_condition import check_forward, prepare_condition
 from diffcli.commands.walk import build_sampler
 from diffcli.data.base import Data
 from diffcli.data.measure import MEASURES
@@ -29,10 +30,10 @@ from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
 from diffcli.randomness import key
-from diffcli.training.condition import Condition, check_condition
+from diffcli.training.condition import Condition
 
 GROUPS = {
-    "schedule", "sde", "levels", "prediction", "network", "data", "loss", "coupling", "optim", "trainer", "logger",
+    "schedule", "sde", "levels", "prediction", "network", "data", "source", "loss", "coupling", "optim", "trainer", "logger",
     "sampler", "grid", "denoiser", "sweep", "experiment", "task",
 }  # fmt: skip
 
@@ -49,6 +50,7 @@ class Parts:
     sampler: object
     grid: object
     condition: Condition | None = None
+    side: Data | None = None  # where it starts in the place of noise
 
     @property
     def model(self) -> Denoiser:
@@ -79,6 +81,7 @@ def prepare(cfg) -> None:
     if is_classifier(cfg):
         return _prepare_classifier(cfg, data)
     check_clock(cfg)
+    prepare_source(cfg, data)
     measure(cfg, data)
     _match_outputs(cfg)
     if "shape" in cfg.network:
@@ -86,42 +89,13 @@ def prepare(cfg) -> None:
         if cfg.network.shape is not None and list(cfg.network.shape) != shape:
             raise UsageError(f"network.shape={list(cfg.network.shape)} is not the data's, {shape}", "leave it out")
         cfg.network.shape = shape
-    _condition(cfg, data)
+    with open_dict(cfg):
+        prepare_condition(cfg, data)
     if "n" in cfg.network:
         n = len(data.split("train"))
         if cfg.network.n not in (None, n):
             raise UsageError(f"network.n={cfg.network.n} is not the number of training items, {n}", "leave it out")
         cfg.network.n = n
-
-
-TOLD = {"label": "classes", "vector": "vector"}  # condition -> the network's key for how much of it there is
-
-
-def _condition(cfg, data: Data) -> None:
-    """Tell the network how many labels there are, or how long the vectors; refuse what the data or the network lack."""
-    name = cfg.condition
-    for condition, size in TOLD.items():
-        if cfg.network.get(size) and condition != name:
-            raise UsageError(
-                f"network.{size}={cfg.network[size]}: training gives the network no {condition}",
-                f"condition={condition}",
-            )
-    if name == "none":
-        if cfg.drop is not None:
-            raise UsageError(f"drop={cfg.drop}: there is no condition to drop", "condition=label")
-        return
-    check_condition(name, data)
-    cfg.drop = (0.0 if name == "image" else 0.1) if cfg.drop is None else cfg.drop
-    if name == "label":
-        cfg.class_names = list(data.class_names)
-    if name == "image":
-        return widen(cfg, data)
-    size, value = TOLD[name], data.classes if name == "label" else data.vector
-    if size not in cfg.network:
-        raise UsageError(f"condition={name}: this network takes none", "network=unet|dit|mlp|diffusers_unet")
-    if cfg.network[size] not in (0, None, value):
-        raise UsageError(f"network.{size}={cfg.network[size]} is not the data's, {value}", "leave it out")
-    cfg.network[size] = value
 
 
 def _prepare_classifier(cfg, data: Data) -> None:
@@ -198,7 +172,9 @@ def build_parts(config: dict) -> Parts | ClassifierParts:
     """Build every part of a plain config.  Raises UsageError for the first that does not fit."""
     if is_classifier(config):
         return build_classifier(config)
-    data, loss, optim = (build(config[name], name) for name in ("data", "loss", "optim"))
+    data, optim = (build(config[name], name) for name in ("data", "optim"))
+    side = side_of(config)
+    loss = build(config["loss"], "loss", **source_of(config, side))
     sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
     check(config["trainer"], "trainer")
     torch.manual_seed(key(config["seed"], "init") % 2**63)
@@ -225,7 +201,7 @@ def build_parts(config: dict) -> Parts | ClassifierParts:
             raise UsageError(f"grid: {error}", "another preview.steps or grid, or preview.every=0") from error
     name = config["condition"]
     condition = None if name == "none" else Condition(name, config["drop"], data)
-    return Parts(config, data, denoiser, loss, optim, sampler, grid, condition)
+    return Parts(config, data, denoiser, loss, optim, sampler, grid, condition, side)
 
 
 def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> None:
@@ -233,11 +209,12 @@ def _fit_together(config: dict, denoiser: Denoiser, loss: Loss, data: Data) -> N
     if isinstance(denoiser, Fitted):
         return check_fit(chosen("network"), config)
     _check_coupling(config)
+    check_forward(denoiser, config["condition"])
     if config["compile"] and (loss.double_backward or denoiser.double_backward):
         what = "loss" if loss.double_backward else "prediction"
         raise UsageError(f"compile=true cannot differentiate a network twice, as this {what} does", "compile=false")
     try:
-        loss.setup(denoiser, training_set(data))
+        loss.setup(denoiser, training_set(data, config["condition"]))
     except ValueError as error:
         raise UsageError(f"loss: {error}") from error
 
@@ -256,11 +233,12 @@ def _check_coupling(config: dict) -> None:
         )
 
 
-def training_set(data: Data) -> TrainingSet:
+def training_set(data: Data, condition: str = "none") -> TrainingSet:
     """What a loss may know of a data set."""
 
     def items():
         split = data.split("train")
         return data.transform.encode(split.__getitems__(range(len(split)))[0])
 
-    return TrainingSet(items, tuple(data.shape), data.transform.levels, getattr(data, "mixture", None))
+    mixture = getattr(data, "mixture", None)
+    return TrainingSet(items, tuple(data.shape), data.transform.levels, mixture, condition)

@@ -7,7 +7,7 @@ from diffcli import checkpoint
 from diffcli.commands.run_folder import choose, say
 from diffcli.errors import UsageError
 
-MODEL = ("denoiser", "classifier", "data")  # what a resumed run may not change
+MODEL = ("denoiser", "classifier", "data", "source")  # what a resumed run may not change
 FREE = (
     "out",
     "overwrite",
@@ -69,9 +69,14 @@ def _newest_whole(folder: Path) -> Path | None:
 
 def _check_same(old: dict, new: dict, path: Path) -> None:
     """Refuse to go on with another model or data; other differences must be named in resume_allow, and then apply."""
+    was, now = old.get("condition") or "none", new.get("condition") or "none"
+    if was != now:
+        raise UsageError(
+            f"{path} was trained with condition={was}, not {now}", f"condition={was}, or a new run without resume"
+        )
     for part in MODEL:
         if old.get(part) != new.get(part):
-            where = next(_differences(old[part], new[part], part))
+            where = next(_differences(old.get(part), new.get(part), part))
             raise UsageError(
                 f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume"
             )

@@ -23,6 +23,7 @@ OWN = (
     "checkpoints",
     "samples",
     "samples.npy",
+    "source.npy",
     "nll.csv",
 )
 OWN += ("grid.png", "trajectory.png", "trajectory.gif", "comparison.png", "denoised.png", "wandb", "tensorboard")
@@ -35,6 +36,9 @@ OWN += (
 )
 OWN += ("explain.json", "coefficients.csv", "clocks.csv", "coefficients.png", "forward.png", "scores.png", "energy.png")
 OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png", "bound.csv", "bound.png")
+OWN += ("latents.npy", "inputs.npy", "reconstructions.npy", "reconstructions.png", "translation.png")
+OWN += ("frames.npy", "strip.png", "interpolation.gif", "path.png", "frames")
+OWN += ("measured.npy", "inverse.png", "labels.csv", "vectors.npy")
 OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png")
 
 

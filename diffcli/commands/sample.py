@@ -7,11 +7,14 @@ import numpy as np
 import torch
 
 from diffcli.commands.common import pick_device, recorded
-from diffcli.commands.conditions import conditions
+from diffcli.commands.conditions import conditions, words, write_told
 from diffcli.commands.guidance import guide
+from diffcli.commands.inverse import inverse
+from diffcli.commands.inverse_report import write_inverse
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.pairs import write_pairs
 from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.starts import take_inputs, write_translations
 from diffcli.commands.trajectory import draw, watch
 from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
 from diffcli.data.pictures import is_image, picture, write_pngs
@@ -24,6 +27,8 @@ def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device, shares=True)
     model.given = conditions(model)
+    names = take_inputs(model)
+    model.problem = inverse(model)
     guide(model, device)
     walk = plan_walk(model.config, model)
     start = _start(model)
@@ -31,7 +36,7 @@ def run(cfg) -> int:
         raise UsageError(f"devices={cfg.devices} goes with neither trajectory=true nor start=", "devices=1")
     path = choose("sample", model.config)
     if cfg.dry_run:
-        say(f"would draw {cfg.n} samples of shape {model.shape} in {len(walk.times) - 1} steps from {model.source}")
+        say(f"would draw {model.config['n']} samples of shape {model.shape} in {len(walk.times) - 1} steps from {model.source}")
         return 0
     folder = create(path, "sample", model.config)
     with recorded(folder):
@@ -44,7 +49,12 @@ def run(cfg) -> int:
             raise NumericalError(
                 f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite"
             )
-        files = _write(path, x, model, cfg.png)
+        if model.problem is not None:
+            files, figures = write_inverse(path, x, model, cfg.png)
+        else:
+            files, figures = _write(path, x, model, cfg.png, names), {}
+        more, told = write_told(path, model, len(x))
+        files += more
         if trajectory is not None:
             files += draw(path, trajectory, walk.times, model)
         steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
@@ -54,7 +64,7 @@ def run(cfg) -> int:
             "t_end": float(walk.sampler.end(walk.times)),
             "guidance": model.guidance or None,
             "sampling_seconds": round(seconds, 3),
-        }
+        } | told | figures
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
     say(f"{len(x)} samples, {nfe_text(nfe)} network evaluations each, {seconds:.1f} s, from {model.source}")
     for file in files:
@@ -82,11 +92,13 @@ def _start(model: Model) -> torch.Tensor | None:
     return torch.from_numpy(x.astype(np.float64))
 
 
-def _write(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:
+def _write(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] | None = None) -> list[Path]:
+    if model.side is not None and model.config["start"] is None:
+        return write_translations(path, x, model, png, names)
     if model.condition == "image":
         return write_pairs(path, x, model, png)
     np.save(path / "samples.npy", x)
-    picture(x[:SHOWN], path / "grid.png", model.data)
+    picture(x[:SHOWN], path / "grid.png", model.data, words(model))
     files = [path / "grid.png", path / "samples.npy"]
     if is_image(model.shape) and png:
         write_pngs(x, path / "samples", model.data.transform.levels)

@@ -9,25 +9,52 @@ import torch
 from torch import Tensor
 
 from diffcli.data.base import Data, TensorItems, concatenate
+from diffcli.data.label_file import Labels
 from diffcli.data.transform import Identity
 from diffcli.errors import UsageError
 
 
 @final
 class Array(Data):
-    """Items of .npy files of shape `(N, *S)`, N >= 1, in file order and not scaled; without labels.
+    """Items of .npy files of shape `(N, *S)`, N >= 1, in file order and not scaled.
 
     test_file, val_file: files of those splits; a split without one is all of `file`, and held_out is then False.
+    labels: .npy `(N,)` of words or whole numbers, one an item of `file`; the classes are its sorted values, of which -1 is none.
+    vectors: .npy `(N, k)`, the condition vector of each item, not scaled.  A split with a file of its own has its own ones.
     float64 and integers of 32 bits or more are held as float64, the rest as float32.
+    Raises UsageError without a file, for labels or vectors that a split lacks, and when loading for unfit files.
     """
 
     units = "values"
 
-    def __init__(self, file: str, test_file: str | None = None, val_file: str | None = None):
+    def __init__(
+        self,
+        file: str,
+        test_file: str | None = None,
+        val_file: str | None = None,
+        labels: str | None = None,
+        test_labels: str | None = None,
+        val_labels: str | None = None,
+        vectors: str | None = None,
+        test_vectors: str | None = None,
+        val_vectors: str | None = None,
+    ):
         super().__init__()
         if not file:
             raise UsageError("data=array needs data.file", "data.file=points.npy of shape (N, *S)")
         self.file, self.test_file, self.val_file = file, test_file, val_file
+        self.labels, self.vectors = labels, vectors
+        self.beside = {  # file -> its labels and vectors
+            "train": (labels, vectors),
+            "val": (val_labels, val_vectors),
+            "test": (test_labels, test_vectors),
+        }
+        for split, own in (("val", val_file), ("test", test_file)):
+            for name, main, its in zip(("labels", "vectors"), (labels, vectors), self.beside[split], strict=True):
+                if (its is not None) != (main is not None and own is not None):
+                    what = "lacks" if its is None else "has no use for"
+                    fits = f"data.{split}_{name}=FILE.npy of the items of data.{split}_file, beside data.{name}"
+                    raise UsageError(f"data=array {what} data.{split}_{name}", fits)
         self.held_out = test_file is not None
         self.transform = Identity()
 
@@ -35,17 +62,50 @@ class Array(Data):
     def shape(self) -> tuple[int, ...]:
         return tuple(self._main.x.shape[1:])
 
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        return [] if self.labels is None else self._labels.names
+
+    @property
+    def vector(self) -> int:
+        return 0 if self.vectors is None else self._main.vectors.shape[1]
+
+    @cached_property
+    def _labels(self) -> Labels:
+        return Labels(self.labels)
+
     @cached_property
     def _main(self) -> TensorItems:
-        return TensorItems(load_array(self.file))
+        return self._with("train", load_array(self.file))
+
+    def _with(self, split: str, x: Tensor) -> TensorItems:
+        """Items with the labels and vectors of their split."""
+        labels, vectors = self.beside[split]
+        y = None if labels is None else self._labels.read(labels)
+        vectors = None if vectors is None else load_array(vectors)
+        for name, found in (("labels", y), ("vectors", vectors)):
+            if found is not None and len(found) != len(x):
+                raise UsageError(f"{len(found)} {name} for {len(x)} items of the {split} split of data=array")
+        if vectors is not None and vectors.ndim != 2:
+            raise UsageError(f"data.vectors must have the shape (N, k), not {tuple(vectors.shape)}")
+        if vectors is not None and split != "train" and vectors.shape[1] != self.vector:
+            raise UsageError(
+                f"data.{split}_vectors have {vectors.shape[1]} numbers an item, data.vectors {self.vector}"
+            )
+        return TensorItems(x, y, vectors)
 
     def _load(self, name: str) -> TensorItems:
         if name == "all":
-            files = [self.val_file, self.test_file]
-            return concatenate([self._main, *(self._read(file) for file in files if file)])
-        return self._read({"train": None, "val": self.val_file, "test": self.test_file}[name])
+            own = {"val": self.val_file, "test": self.test_file}
+            return concatenate([self._main, *(self._read(split) for split, file in own.items() if file)])
+        return self._read(name)
 
-    def _read(self, file: str | None) -> TensorItems:
+    def _read(self, split: str) -> TensorItems:
+        file = {"train": None, "val": self.val_file, "test": self.test_file}[split]
         if file is None:
             return self._main
         x = load_array(file)
@@ -53,7 +113,7 @@ class Array(Data):
             raise UsageError(
                 f"items of {file} have shape {tuple(x.shape[1:])}, those of {self.file} {self.shape}, not the same"
             )
-        return TensorItems(x)
+        return self._with(split, x)
 
 
 def load_array(file: str) -> Tensor:

@@ -40,13 +40,13 @@ class Items(Dataset, ABC):
 
 @final
 class TensorItems(Items):
-    """Items held in memory: x `(N, *S)` uint8, float32 or float64, y `(N,)` int64 or None for no labels."""
+    """Items held in memory: x `(N, *S)` uint8, float32 or float64, y `(N,)` int64 or None for no labels, vectors `(N, k)`."""
 
-    def __init__(self, x: Tensor, y: Tensor | None = None):
+    def __init__(self, x: Tensor, y: Tensor | None = None, vectors: Tensor | None = None):
         y = torch.full((len(x),), -1) if y is None else y.to(torch.int64)
         if y.shape != (len(x),):
             raise UsageError(f"{len(x)} items have labels of shape {tuple(y.shape)}, not ({len(x)},)")
-        self.x, self.y = x, y
+        self.x, self.y, self.vectors = x, y, vectors
 
     def __len__(self) -> int:
         return len(self.x)
@@ -54,6 +54,11 @@ class TensorItems(Items):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.x[index], self.y[index]
+
+    def given(self, indices: Sequence[int] | Tensor, condition: str) -> Tensor:
+        if condition != "vector" or self.vectors is None:
+            return super().given(indices, condition)
+        return self.vectors[torch.as_tensor(indices, dtype=torch.int64)].float()
 
 
 class Data(ABC):
@@ -104,7 +109,9 @@ class Data(ABC):
 
 def concatenate(parts: Sequence[TensorItems]) -> TensorItems:
     """Join splits in the order given, x of the widest dtype among them."""
-    return TensorItems(torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts]))
+    x, y = (torch.cat([getattr(part, name) for part in parts]) for name in ("x", "y"))
+    vectors = None if parts[0].vectors is None else torch.cat([part.vectors for part in parts])
+    return TensorItems(x, y, vectors)
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -55,13 +55,18 @@ class Mixture(Data):
 
     @property
     def class_names(self) -> list[str]:
-        return [f"component {k}" for k in range(self.classes)]
+        return component_names(self.classes)
 
     def _load(self, name: str) -> TensorItems:
         if name == "all":
             return concatenate([self.split(part) for part in ("train", "val", "test")])
         generator = torch.Generator().manual_seed(split_seed(self.seed, name))
         return TensorItems(*self.mixture.sample(self.n, generator))
+
+
+def component_names(count: int) -> list[str]:
+    """Names of the components of a mixture, in order."""
+    return [f"component {k}" for k in range(count)]
 
 
 def exact(

@@ -11,11 +11,13 @@ from diffcli.errors import NumericalError, UsageError
 
 MOST_POINTS = 20000  # more only blacken the picture and slow its drawing
 MOST_PANELS = 8
+MOST_WORDS = 20  # with a colour of their own
 
 
-def scatter(sets: Mapping[str, ArrayLike], path: Path | str) -> None:
+def scatter(sets: Mapping[str, ArrayLike], path: Path | str, words: Sequence[str] | None = None) -> None:
     """Write sets of points, each `(N, *S)`, as one PNG: side by side on common axes, histograms overlaid where d = 1.
 
+    words: point i of each set is one of `words[i mod K]`; each word has a colour, or a histogram.
     Raises UsageError where there is no set or their dimensions differ, NumericalError for a non-finite point.
     """
     points = {name: _points(name, x) for name, x in sets.items()}
@@ -23,12 +25,14 @@ def scatter(sets: Mapping[str, ArrayLike], path: Path | str) -> None:
     if len(dimensions) != 1:
         raise UsageError(f"a scatter needs sets of points of one dimension, not of {sorted(dimensions) or 'no set'}")
     if dimensions == {1}:
+        if words and len(set(words)) <= MOST_WORDS:
+            points = {f"{name}, {w}": x[rows] for name, x in points.items() for w, rows in _rows(words, len(x)).items()}
         _histograms(points).savefig(_made(path), dpi=100)
         return
     figure, axes = _panels(len(points))
     limits = _limits(list(points.values()))
     for ax, (name, x), limit in zip(axes, points.items(), limits, strict=True):
-        _draw(ax, x, limit)
+        _draw(ax, x, limit, words)
         ax.set_title(f"{name} (n = {len(x)})")
     figure.savefig(_made(path), dpi=100)
 
@@ -88,7 +92,19 @@ def _limits(parts: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [((a + b) / 2, np.full_like(a, 0.53 * (b - a)[:2].max() or 1.0)) for a, b in boxes]
 
 
-def _draw(ax, x: np.ndarray, limit: tuple[np.ndarray, np.ndarray]) -> None:
+def _rows(words: Sequence[str], n: int) -> dict[str, np.ndarray]:
+    """The points of each word, of those that there are."""
+    said = np.array(words)[np.arange(n) % len(words)]
+    return {word: rows for word in dict.fromkeys(words) if len(rows := (said == word).nonzero()[0])}
+
+
+def _colour(k: int, count: int):
+    from matplotlib import colormaps
+
+    return colormaps["tab10" if count <= 10 else "tab20"](k)
+
+
+def _draw(ax, x: np.ndarray, limit: tuple[np.ndarray, np.ndarray], words: Sequence[str] | None = None) -> None:
     centre, half = limit
     ax.set_xlim(centre[0] - half[0], centre[0] + half[0])
     if x.shape[1] == 1:
@@ -98,7 +114,14 @@ def _draw(ax, x: np.ndarray, limit: tuple[np.ndarray, np.ndarray]) -> None:
     ax.set_ylim(centre[1] - half[1], centre[1] + half[1])
     ax.set_aspect("equal")
     few = len(x) < 2000
-    ax.plot(*x[:MOST_POINTS, :2].T, ".", markersize=4 if few else 2.5, alpha=0.8 if few else 0.4, markeredgewidth=0)
+    style = dict(markersize=4 if few else 2.5, alpha=0.8 if few else 0.4, markeredgewidth=0)
+    x = x[:MOST_POINTS]
+    if words and 1 < len(set(words)) <= MOST_WORDS:
+        for k, (word, rows) in enumerate(_rows(words, len(x)).items()):
+            ax.plot(*x[rows, :2].T, ".", label=word, color=_colour(k, len(set(words))), **style)
+        ax.legend(fontsize=7, markerscale=2)
+    else:
+        ax.plot(*x[:, :2].T, ".", **style)
     more = f" (first 2 of {x.shape[1]} coordinates)" if x.shape[1] > 2 else ""
     ax.set(xlabel=f"x1{more}", ylabel="x2")
 

@@ -1,4 +1,4 @@
-"""Which noise an item of the batch meets: (x0 (B, *S), eps (B, *S), draw) -> (x0, eps), both marginals kept."""
+"""Which noise an item of the batch meets: (x0 (B, *S), eps (B, *S), draw, label (B,)) -> (x0, eps), both marginals kept."""
 
 from abc import abstractmethod
 
@@ -17,10 +17,13 @@ TEACHER_BATCH = 1024
 
 
 class Coupling:
-    """Pairs the batch with its noise; all its randomness comes from `draw`."""
+    """Pairs the batch with its noise; all its randomness comes from `draw`.
+
+    label: what the model is told of each item, -1 for nothing; the noise stays independent of it, as it is in sampling.
+    """
 
     @abstractmethod
-    def __call__(self, x0: Tensor, eps: Tensor, draw) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, x0: Tensor, eps: Tensor, draw, label: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
     def setup(self, denoiser: Denoiser, data: TrainingSet) -> None:
         """Called once, before any work.  Raises UsageError or ValueError where the coupling does not fit them."""
@@ -29,7 +32,7 @@ class Coupling:
 class Independent(Coupling):
     """Each item with its own independent noise: conditional flow matching.  Lipman et al. 2023, arXiv:2210.02747."""
 
-    def __call__(self, x0, eps, draw):
+    def __call__(self, x0, eps, draw, label=None):
         return x0, eps
 
 
@@ -37,8 +40,11 @@ class OptimalTransport(Coupling):
     """The permutation of the batch's noise with the least `sum ||x0_i - eps_pi(i)||^2`, solved exactly in float64.
 
     batch_size: of which it is solved; a larger one comes nearer to the transport of the whole, at a cost of its cube.
-    Raises ValueError unless batch_size >= 2.  Tong et al. 2024, sec. 3.2.2, arXiv:2302.00482; Pooladian et al. 2023,
-    arXiv:2304.14772.
+    Items with labels are matched with the noise of those with the same one: across labels the noise would tell them, and
+    samples of a label, which start from all of it, would be off.  Raises ValueError unless batch_size >= 2, in `setup` for a
+    condition that is no label.
+    Tong et al. 2024, sec. 3.2.2, arXiv:2302.00482; Pooladian et al. 2023, arXiv:2304.14772;
+    Cheng & Schwing 2025, arXiv:2503.10636 (of conditions).
     """
 
     def __init__(self, batch_size: int = 64):
@@ -47,13 +53,24 @@ class OptimalTransport(Coupling):
                 f"optimal transport matches items of a batch, batch_size must be at least 2, got {batch_size}"
             )
 
-    def __call__(self, x0, eps, draw):
+    def setup(self, denoiser, data):
+        if data.condition not in ("none", "label"):
+            raise UsageError(
+                f"coupling=ot would make the noise tell the {data.condition} of its item, of which samples know nothing",
+                "loss=flow coupling=independent",
+            )
+
+    def __call__(self, x0, eps, draw, label=None):
         from scipy.optimize import linear_sum_assignment
 
         # ||x - e||^2 and -x.e have the same minimiser over permutations
         cost = -(x0.detach().double().flatten(1) @ eps.double().flatten(1).T)
-        _, order = linear_sum_assignment(cost.cpu().numpy())
-        return x0, eps[torch.as_tensor(order, device=eps.device)]
+        cost, order = cost.cpu().numpy(), torch.empty(len(x0), dtype=torch.int64)
+        told = torch.zeros(len(x0)) if label is None else label.cpu()
+        for one in told.unique():
+            rows = (told == one).nonzero()[:, 0]
+            order[rows] = rows[linear_sum_assignment(cost[rows][:, rows])[1]]
+        return x0, eps[order.to(eps.device)]
 
 
 class Reflow(Coupling):
@@ -74,6 +91,10 @@ class Reflow(Coupling):
         self.pool: tuple[Tensor, Tensor] | None = None
 
     def setup(self, denoiser, data):
+        if data.condition != "none":
+            raise UsageError(
+                f"coupling=reflow makes its own items, which have no {data.condition}", "condition=none, or coupling=ot"
+            )
         if self.ckpt is None:
             raise UsageError("coupling=reflow starts from a trained model", "ckpt=RUN/checkpoints/last.ckpt")
         shape = tuple(checkpoint.read(self.ckpt)["shape"])
@@ -85,7 +106,7 @@ class Reflow(Coupling):
                 f"{self.ckpt} is a model of one noise level, which leads nowhere", "ckpt= of a whole process"
             )
 
-    def __call__(self, x0, eps, draw):
+    def __call__(self, x0, eps, draw, label=None):
         if self.pool is None:
             with torch.autocast(x0.device.type, enabled=False):
                 self.pool = self._make(x0.shape[1:], x0.device)

@@ -1,4 +1,4 @@
-"""Pictures while training: samples from noise that never changes, and one item noised and recovered."""
+"""Pictures while training: samples from noise (or items of a source) that never changes, one item noised and recovered."""
 
 import sys
 from pathlib import Path
@@ -8,12 +8,14 @@ import torch
 
 from diffcli.data.base import Data
 from diffcli.data.pair_picture import pairs_of
-from diffcli.data.pictures import image_grid, is_image, picture
+from diffcli.data.pictures import MOST_COLUMNS, image_grid, is_image, picture
+from diffcli.data.translation_picture import translations
 from diffcli.diffusion.grid import Grid
+from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Sampler, sample
 from diffcli.errors import NumericalError
 from diffcli.randomness import ItemNoise
-from diffcli.sampling import Conditions, draw_samples
+from diffcli.sampling import Conditions, Starts, draw_samples
 from diffcli.training.condition import Condition
 from diffcli.training.ema import EMA
 
@@ -35,10 +37,11 @@ class Preview(L.Callback):
         n: int,
         steps: int,
         condition: Condition | None = None,
+        side: Data | None = None,
     ):
         self.folder, self.ema, self.data = Path(folder), ema, data
         self.sampler, self.grid, self.seed, self.every, self.n, self.steps = sampler, grid, seed, every, n, steps
-        self.condition = condition
+        self.condition, self.side = condition, side
         self._done = -1
 
     def on_train_start(self, trainer, module) -> None:
@@ -52,7 +55,8 @@ class Preview(L.Callback):
 
     def on_train_end(self, trainer, module) -> None:
         if self.every and module.denoiser.sde.is_process:
-            self._show(trainer, module, denoise=is_image(self.data.shape), samples=trainer.global_step != self._done)
+            denoise = is_image(self.data.shape) and self.side is None
+            self._show(trainer, module, denoise=denoise, samples=trainer.global_step != self._done)
 
     def _show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:
         self._done = trainer.global_step
@@ -71,40 +75,59 @@ class Preview(L.Callback):
             module.denoiser.train()
 
     def _draw(self, module) -> None:
-        times, shape = self.grid(module.denoiser.sde, self.steps), self.data.shape
+        sde, shape = module.denoiser.sde, self.data.shape
+        starts = self.side and Starts(self.side.split("val"), self.side.transform, sde)
+        times, words, n = self.grid(sde, self.steps), self._words(), self.n
+        if words and n > len(words):
+            n -= n % len(words)  # whole rows
         found = draw_samples(
             module.denoiser,
             self.sampler,
             times,
             shape,
-            self.n,
+            n,
             self.seed,
-            self.n,
+            n,
             device=module.device,
             given=self._given(),
+            start=starts,
         )
         x = torch.cat([batch.x for batch in found]).float().cpu()
         self.folder.joinpath("samples").mkdir(exist_ok=True)
         x, file = self.data.transform.decode(x).numpy(), self.folder / "samples" / f"step{self._done:07d}.png"
         if self.condition is not None and self.condition.name == "image":
             pairs_of(self.data.split("val"), x, file, self.data)
+        elif starts is None:
+            picture(x, file, self.data, words)
         else:
-            picture(x, file, self.data)
+            translations(starts.raw(range(n)).numpy(), x, file, self.side, self.data)
+
+    def _words(self) -> list[str] | None:
+        """The labels that the samples are given in turn, by name: as many as there is room for."""
+        if self.condition is None or self.condition.name != "label":
+            return None
+        return list(self.data.class_names)[: min(self.n, MOST_COLUMNS)]
 
     def _given(self) -> Conditions | None:
         """Every label in turn, or the conditions of the first items of val."""
         if self.condition is None:
             return None
-        if self.condition.name == "label":
-            return Conditions(label=torch.arange(self.data.classes))
+        words = self._words()
+        if words:
+            return Conditions(label=torch.arange(len(words)))
         items = self.condition.items(self.data.split("val"))
         x, y = items.__getitems__(range(min(self.n, len(items))))
         return Conditions(**self.condition(y, self.data.transform.encode(x)))
 
     def _denoise(self, module) -> None:
         """Three rows: one val item noised to each level, its x0_hat, and the end of the reverse walk from there."""
-        sde, transform = module.denoiser.sde, self.data.transform
-        x0 = transform.encode(self.data.split("val")[0][0][None]).float().to(module.device)
+        sde, transform, denoiser = module.denoiser.sde, self.data.transform, module.denoiser
+        items = self.data.split("val")
+        items = items if self.condition is None else self.condition.items(items)
+        x, y = items.__getitems__([0])
+        x0 = transform.encode(x).float().to(module.device)
+        if self.condition is not None:
+            denoiser = Conditioned(denoiser, **self.condition(y.to(module.device), x0))
         rows = ([x0], [x0], [x0])
         for i, u in enumerate(LEVELS):
             t = torch.tensor(u * sde.t_max, dtype=torch.float64)
@@ -112,10 +135,10 @@ class Preview(L.Callback):
             xt = sde.perturb(x0, t, noise(f"denoise {i}"))
             times = self.grid(sde, min(4 * self.steps, self.grid.steps(sde) or 4 * self.steps))
             times = torch.cat([t[None], times[times < t]])
-            end = sample(module.denoiser, self.sampler, xt, times, noise).x
+            end = sample(denoiser, self.sampler, xt, times, noise).x
             for row, x in zip(
                 rows,
-                (xt / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt().float(), module.denoiser(xt, t), end),
+                (xt / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt().float(), denoiser(xt, t), end),
                 strict=True,
             ):
                 row.append(x)

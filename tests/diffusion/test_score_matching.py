@@ -1,5 +1,7 @@
 """Explicit, implicit and sliced score matching: their values, their minimisers, and what separates them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import build, f64, generator, mixture_2d, mixture_of, normal
@@ -374,7 +376,7 @@ def test_on_a_thin_ring_the_value_falls_without_bound_as_the_noise_goes_to_zero(
         (lambda: ESM("kde", 0.0), "bandwidth must be above 0"),
         (lambda: ESM("known").setup(Score(OneLevel(), network()), training_set(data(5))), "loss.target=kde"),
         (lambda: ESM().setup(Score(OneLevel(), network()), training_set(torch.ones(5, 2))), "do not vary"),
-        (lambda: known(OneLevel())(Score(OneLevel(), network()), data(2), Draw(0, 0), label=None), "condition"),
+        (lambda: ESM().setup(Score(OneLevel(), network()), replace(training_set(data(5)), condition="label")), "loss=dsm"),
     ],
 )
 def test_refusals(make, words):

@@ -75,10 +75,10 @@ def test_items_are_independent_and_noise_level_matters(case):
 
 @pytest.mark.parametrize("more", [{}, dict(vector=2)], ids=["alone", "beside-a-vector"])
 @pytest.mark.parametrize("case", CASES)
-def test_no_label_is_the_last_label(case, more):
+def test_no_label_is_minus_one(case, more):
     net, x, c = made(case, classes=3, **more)
     none, zero = net(x, c), net(x, c, label=torch.zeros(6, dtype=torch.int64))
-    assert torch.equal(none, net(x, c, label=torch.full((6,), 3)))
+    assert torch.equal(none, net(x, c, label=torch.full((6,), -1)))
     assert (none - zero).abs().max() > 1e-3
 
 
@@ -104,8 +104,8 @@ def test_a_condition_that_does_not_fit_is_refused(case):
     for refused, cond, sentence in (
         (plain, dict(label=zeros), "takes no label"),
         (plain, dict(vector=torch.zeros(6, 2)), "network.vector=0"),
-        (net, dict(label=zeros + 4), "from 0 to 3"),
-        (net, dict(label=zeros - 1), "from 0 to 3"),
+        (net, dict(label=zeros + 3), "from -1 to 2"),
+        (net, dict(label=zeros - 2), "from -1 to 2"),
         (net, dict(label=zeros[:3]), r"\(6,\) of int64"),
         (net, dict(label=zeros.float()), "of int64"),
         (net, dict(vector=torch.zeros(6, 3)), r"\(6, 2\), got \(6, 3\)"),
@@ -117,7 +117,7 @@ def test_a_condition_that_does_not_fit_is_refused(case):
 @pytest.mark.parametrize("case", CASES)
 def test_doubles_agree_with_floats(case):
     net, x, c = made(case, classes=3, vector=2)
-    cond = dict(label=torch.tensor([0, 1, 2, 3, 0, 1]))
+    cond = dict(label=torch.tensor([0, 1, 2, -1, 0, 1]))
     out = net(x, c, vector=torch.ones(6, 2), **cond)
     wide = net.double()(x.double(), c.double(), vector=torch.ones(6, 2).double(), **cond)
     assert wide.dtype == torch.float64

@@ -17,12 +17,14 @@ class TrainingSet:
     items(): all N of them, (N, *S) float32 or float64, level centres where the data have levels.  shape: S.
     levels: number of values a dimension takes, placed at `2 (k + 1/2) / levels - 1`, or None where it is continuous.
     mixture: the density that the items were drawn from, where it is known.
+    condition: what a training tells the model of each item: none, label, vector, image.
     """
 
     items: Callable[[], Tensor]
     shape: tuple[int, ...]
     levels: int | None = None
     mixture: GaussianMixture | None = None
+    condition: str = "none"
 
 
 class Loss(nn.Module):

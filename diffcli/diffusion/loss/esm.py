@@ -19,7 +19,8 @@ class ESM(Loss):
     target: known (q_0 is the data's own density), or kde (the training items' Gaussian kernel density estimate, whose noised
     score is known; x is drawn from it too).  bandwidth: of the estimate; auto is Scott's rule.  w is sigma^2 across the levels
     of a process, 1 at one level.  Raises ValueError for another target, a bandwidth that is not above 0, and in setup for
-    data whose density is not known.  Vincent 2011, sec. 2-3.
+    data whose density is not known.  Of a condition only the label has a known score, that of a mixture's component; the
+    estimate is of all items, so that setup raises ValueError for any other.  Vincent 2011, sec. 2-3.
     """
 
     def __init__(self, target: Literal["kde", "known"] = "kde", bandwidth: float | Literal["auto"] = "auto"):
@@ -32,15 +33,19 @@ class ESM(Loss):
     def setup(self, denoiser: Denoiser, data: TrainingSet) -> None:
         require_score(denoiser, data.shape)
         self.target = self.make(data, self.bandwidth)
+        require(
+            data.condition == "none" or (data.condition == "label" and self.make is Known),
+            f"esm fits the score of all items, which is not that of each {data.condition}: take loss=dsm, or loss.target=known "
+            "with data=mixture condition=label",
+        )
 
     def forward(self, denoiser: Denoiser, x0: Tensor, draw, **cond) -> Tensor:
-        require(not cond, "loss: esm knows the score of all data, not that of a condition")
         sde = denoiser.sde
         t, importance = self.time(sde, x0.shape[0], draw)
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         std = self.target.std(alpha, sigma)
         x = match(alpha, x0) * x0 + match(std, x0) * draw.normal("eps", x0.shape, x0.dtype)
-        wanted = self.target.score(x.flatten(1), alpha, sigma).view_as(x)
+        wanted = self.target.score(x.flatten(1), alpha, sigma, **cond).view_as(x)
         w = level_weight(sde, t).sqrt()
         error = match(w, x) * denoiser.score(x, t, **cond) - (match(w, wanted) * wanted).to(x.dtype)
         return 0.5 * importance.to(error) * error.flatten(1).square().sum(1)
