@@ -4,7 +4,7 @@ import difflib
 import re
 
 from diffcli.errors import UsageError
-from diffcli.help import ABOUT, folders, groups
+from diffcli.help import ABOUT, OF, commands_of, folders, groups
 
 
 def nearest(word: str, known, cutoff: float = 0.5) -> str:
@@ -23,7 +23,9 @@ def known_keys(command: str, config_dir: str | None = None) -> dict[str, list[st
         found |= {key: [] for key in _flat(yaml.safe_load((folders()[-1] / f"{name}.yaml").read_text()))}
     for group, options in groups(command, config_dir).items():
         found[group] = []
-        for path in (folder / group / f"{option}.yaml" for folder in folders(config_dir) for option in options):
+        for path in (
+            folder / OF.get(group, group) / f"{option}.yaml" for folder in folders(config_dir) for option in options
+        ):
             if path.is_file() and group not in ("sweep", "experiment"):
                 node = yaml.safe_load(path.read_text()) or {}
                 for key in _flat(node.get(group, node) if "@package" in path.read_text() else node, f"{group}."):
@@ -38,13 +40,29 @@ def _flat(node, prefix: str = ""):
             yield from _flat(value, f"{prefix}{key}.")
 
 
+def check_options(command: str, settings: list[str], config_dir: str | None = None) -> None:
+    """Raise UsageError for an option of a group that is there for other commands alone, as task=inpaint is for sample."""
+    known = groups(command, config_dir)
+    for group, _, value in (word.lstrip("+").partition("=") for word in settings):
+        for name in value.split(",") if group in known and value else ():
+            files = [f for f in (d / group / f"{name}.yaml" for d in folders(config_dir)) if f.is_file()]
+            if files and name not in known[group]:
+                right = commands_of(files[0])
+                raise UsageError(
+                    f"{group}={name} is of {' and '.join(right)}, not of {command}",
+                    f"diffcli {right[0]} {group}={name}",
+                )
+
+
 def explain(command: str, error: Exception, settings: list[str], config_dir: str | None = None) -> UsageError:
     """The UsageError that says what one of Hydra's composition errors means; `settings` are the words typed."""
     text, help_ = str(error), f"diffcli {command} --help"
     if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         return unknown_key(command, match.group(1).split("@")[0], settings, config_dir)
     if match := re.search(r"Could not find '([^']+)'", text):
-        return unknown_option(command, match.group(1), text, config_dir)
+        path = match.group(1)
+        side = next((g for g, of in OF.items() if path == f"{of}/{_typed(g, settings)}"), None)
+        return unknown_option(command, f"{side}/{_typed(side, settings)}" if side else path, text, config_dir)
     if "Config group override must be" in text:
         return _odd_option(command, settings, config_dir)
     if (word := getattr(error, "override", None)) is not None:
@@ -56,6 +74,11 @@ def explain(command: str, error: Exception, settings: list[str], config_dir: str
         return UsageError(f"{match.group(2)} refers to {match.group(1)!r}, which is not there", help_)
     # the rest in Hydra's words, without where it looked and what it looked like inside
     return UsageError(" ".join(re.split(r"Config search path|\n\s*full_key|\nSee http", text)[0].split()), help_)
+
+
+def _typed(key: str, settings: list[str]) -> str | None:
+    """The value of a setting as it was typed."""
+    return next((s.partition("=")[2] for s in settings if s.startswith(f"{key}=")), None)
 
 
 def unknown_key(command: str, key: str, settings: list[str], config_dir: str | None = None) -> UsageError:

@@ -20,6 +20,7 @@ from diffcli.commands.walk import build_sampler
 from diffcli.data.measure import MEASURES
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
+from diffcli.help import commands_of
 from diffcli.paths import conf_dir
 
 CONF = conf_dir()
@@ -109,6 +110,9 @@ def test_every_option_builds(path, tmp_path):
     more = [NEEDS[f"{group}/{name}"](tmp_path)] if f"{group}/{name}" in NEEDS else []
     if name == "exact":
         assert isinstance(build(composed("sample", *EXACT)["denoiser"], "network"), Denoiser)
+        return
+    if commands_of(path) == ["sample"]:  # a measurement, which tests/commands/test_inverse.py makes
+        assert composed("sample", f"{group}={name}", *more)["guidance"]["_target_"].endswith(".Posterior")
         return
     command = {"likelihood": "nll", "features": "evaluate"}.get(group, "train")
     if f"{group}={name}" in ALONE:

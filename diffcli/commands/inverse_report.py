@@ -1,0 +1,97 @@
+"""What the samples of an inverse problem come to: how well they fit the measurement, and the original where it is known."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffcli.commands.inverse import Problem
+from diffcli.commands.model import Model
+from diffcli.commands.run_folder import say
+from diffcli.data.pictures import is_image, write_pngs
+from diffcli.explain.inverse_picture import inverse_pictures, inverse_points
+
+
+def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[list[Path], dict]:
+    """Write samples.npy, measured.npy and inverse.png of samples x (N each, *S) in source units; the files, and the figures."""
+    problem, transform = model.problem, model.data.transform
+    samples = torch.from_numpy(x)
+    figures = measure(problem, transform.encode(samples).double(), transform.levels)
+    for line in told(figures):
+        say(line)
+    measured = problem.transform.decode(problem.y).numpy()
+    np.save(path / "samples.npy", x)
+    np.save(path / "measured.npy", measured)
+    rows = x.reshape(-1, problem.each, *x.shape[1:])
+    original = None if problem.original is None else transform.decode(problem.original).numpy()
+    files = [path / "inverse.png", path / "samples.npy", path / "measured.npy"]
+    known = None if problem.operator.known is None else problem.operator.known.cpu().numpy()
+    if is_image(model.shape):
+        inverse_pictures(rows, original, measured, known, files[0], transform.levels)
+        if png:
+            write_pngs(x, path / "samples", transform.levels)
+            files.append(path / "samples")
+    else:
+        inverse_points(rows, original, measured, known, files[0])
+    return files, figures
+
+
+def measure(problem: Problem, x: Tensor, levels: int | None) -> dict:
+    """The figures of samples x (N each, *S) float64 in model space.
+
+    fidelity: r.m.s. of A(x) - y over the values of y, mean and sd over the samples, in `unit`: the noise's standard deviation, or
+    without noise a level of the data, or model space.  original: the same of the true items, whose noise alone it is.
+    psnr_of_mean: `10 log10(4 / mse)` dB of each input's mean, pictures only; rmse_of_mean: its error in model space.
+    """
+    operator = problem.operator.cpu()
+    unit, one = _unit(problem.noise, levels)
+    misfit = _rms(operator, x, problem.y.repeat_interleave(problem.each, 0)) / one
+    found = {
+        "task": problem.name,
+        "inputs": len(problem.y),
+        "each": problem.each,
+        "fidelity": {
+            "unit": unit,
+            "mean": misfit.mean().item(),
+            "sd": misfit.std().item() if len(misfit) > 1 else None,
+        },
+    }
+    if problem.original is None:
+        return found
+    found["fidelity"]["original"] = (_rms(operator, problem.original, problem.y) / one).mean().item()
+    mean = x.view(-1, problem.each, *x.shape[1:]).mean(1)
+    mse = (mean - problem.original).square().flatten(1).mean(1)
+    found["rmse_of_mean"] = mse.mean().sqrt().item()
+    if levels is not None:
+        found["psnr_of_mean"] = [10 * math.log10(4 / max(m, 1e-30)) for m in mse.tolist()]
+    return found
+
+
+def _unit(noise: float, levels: int | None) -> tuple[str, float]:
+    if noise:
+        return "noise", noise
+    return ("levels", 2 / levels) if levels is not None else ("model space", 1.0)
+
+
+def _rms(operator, x: Tensor, y: Tensor) -> Tensor:
+    """Of each item over the values that y has, (B,)."""
+    values = math.prod(y.shape[1:]) if operator.known is None else int(operator.known.sum())
+    with torch.no_grad():
+        return (operator.residual(y, x).flatten(1).square().sum(1) / values).sqrt()
+
+
+def told(figures: dict) -> list[str]:
+    """The figures in words."""
+    fit = figures["fidelity"]
+    unit = {"noise": "of the noise's sd", "levels": "levels", "model space": "in model space"}[fit["unit"]]
+    spread = "" if fit["sd"] is None else f" ± {fit['sd']:.3g}"
+    beside = f"; of the originals {fit['original']:.3g}" if "original" in fit else ""
+    lines = [f"data fidelity, r.m.s. of A(x) - y: {fit['mean']:.3g}{spread} {unit}{beside}"]
+    if "psnr_of_mean" in figures:
+        psnr = figures["psnr_of_mean"]
+        lines.append(f"PSNR of the mean of {figures['each']}: {sum(psnr) / len(psnr):.1f} dB")
+    elif "rmse_of_mean" in figures:
+        lines.append(f"r.m.s. error of the mean of {figures['each']}: {figures['rmse_of_mean']:.3g}")
+    return lines
