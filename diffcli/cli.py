@@ -14,7 +14,7 @@ from diffcli.help import ABOUT, command_help, usage
 
 ALIASES = {"likelihood": "nll"}
 MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
-FROM_CHECKPOINT = ("sample", "nll", "evaluate", "compare", "explain", "diagnose")
+FROM_CHECKPOINT = ("sample", "encode", "decode", "interpolate", "nll", "evaluate", "compare", "explain", "diagnose")
 
 
 class _Unread(BaseException):
@@ -75,7 +75,7 @@ def _run(command: str, args: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from diffcli.advice import explain
+    from diffcli.advice import check_options, explain
     from diffcli.paths import conf_dir
 
     for module in ("torch", "lightning"):  # deprecations between those two, nothing a user could act on
@@ -84,6 +84,7 @@ def _run(command: str, args: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
     flags, settings = _split(args)
     _check_removals(command, settings)
+    check_options(command, settings, _config_dir(args))
     sweep = _sweep_folder(command, flags, settings)
     missing = [p for p in (sweep, *sweep.parents) if not p.exists()] if sweep else []
     codes: list[int] = []
@@ -183,6 +184,8 @@ def _with_context(command: str, args: list[str]) -> list[str]:
     `data.root=DIR` changes a key of the checkpoint's data (Hydra wants a + there); `network=exact` needs no checkpoint,
     so what would have come from one gets a default; explain needs neither.
     """
+    if command == "train":
+        return _with_source(args)
     if command not in FROM_CHECKPOINT:
         return args
 
@@ -191,8 +194,24 @@ def _with_context(command: str, args: list[str]) -> list[str]:
 
     if chosen("network") or (command == "explain" and not chosen("ckpt")):
         return args + [f"{group}={name}" for group, name in (("sde", "vp"), ("data", "mixture")) if not chosen(group)]
-    free = tuple(f"{group}." for group in ("data", "sde") if not chosen(group))
+    free = tuple(f"{group}." for group in ("data", "sde", "source") if not chosen(group))
     return [f"+{a}" if free and a.startswith(free) else a for a in args]
+
+
+def _with_source(args: list[str]) -> list[str]:
+    """`source=NAME` as Hydra writes an option of `data` by another name, and what a source goes with where the user chose no other.
+
+    An experiment may have chosen too.  `source=none` is none.
+    """
+    words = [f"data@{a}" if a.startswith("source=") else a for a in args]
+    words = ["data@source=null" if a in ("data@source=none", "data@source=null") else a for a in words]
+    if not any(a.startswith("data@") and a != "data@source=null" for a in words):
+        return words
+    chosen = {a.lstrip("+").partition("=")[0] for a in args}
+    if "experiment" in chosen:
+        return words
+    usual = {"sde": "flow", "loss": "flow", "prediction": "velocity"}
+    return words + [f"{group}={name}" for group, name in usual.items() if group not in chosen]
 
 
 def _sweep_folder(command: str, flags: list[str], settings: list[str]) -> Path | None:

@@ -5,6 +5,9 @@ from pathlib import Path
 ABOUT = {
     "train": "train a score network, or a classifier",
     "sample": "draw samples from a trained model",
+    "interpolate": "between two items, through their latents or through their noise, as a strip and a film",
+    "encode": "data to standard normal latents, with the error of the round trip; to=OTHER: translate to another model",
+    "decode": "latents of encode back to data, by the same model or by another",
     "nll": "log-likelihood and bits/dim of data under a model (also: likelihood)",
     "evaluate": "compare samples with held-out data",
     "diagnose": "where a model fails: checks with plots on one page; self_check=true: this program's own laws",
@@ -16,9 +19,12 @@ ABOUT = {
 }
 
 
+OF = {"source": "data"}  # a group whose options are those of another
+
+
 def usage() -> str:
     """`diffcli --help`."""
-    rows = "\n".join(f"  {name:<10} {about}" for name, about in ABOUT.items())
+    rows = "\n".join(f"  {name:<11} {about}" for name, about in ABOUT.items())
     return f"""usage: diffcli COMMAND [key=value ...]
 
 {rows}
@@ -35,9 +41,19 @@ def first_comment(path: Path) -> str:
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             return ""
-        if "@package" not in line:
+        if not line[1:].strip().startswith("@"):
             return line[1:].strip()
     return ""
+
+
+def commands_of(path: Path) -> list[str]:
+    """The commands that an option is of alone, where its yaml begins with `# @command NAME ...`; else all that have its group."""
+    for line in path.read_text().splitlines():
+        if line.startswith("# @command "):
+            return line.split()[2:]
+        if not line.startswith("#"):
+            break
+    return list(ABOUT)
 
 
 def folders(config_dir: str | None = None) -> list[Path]:
@@ -52,10 +68,13 @@ def groups(command: str, config_dir: str | None = None) -> dict[str, dict[str, s
     import yaml
 
     defaults = yaml.safe_load((folders()[-1] / f"{command}.yaml").read_text())["defaults"]
-    names = [name for item in defaults if isinstance(item, dict) for name in item]
+    names = [name.rpartition("@")[2] for item in defaults if isinstance(item, dict) for name in item]
     return {
         name: {
-            f.stem: first_comment(f) for d in reversed(folders(config_dir)) for f in sorted((d / name).glob("*.yaml"))
+            f.stem: first_comment(f)
+            for d in reversed(folders(config_dir))
+            for f in sorted((d / OF.get(name, name)).glob("*.yaml"))
+            if command in commands_of(f)
         }
         for name in names
     }
@@ -72,7 +91,7 @@ def command_help(command: str, config_dir: str | None = None) -> str:
     ]
     primary = folders()[-1] / f"{command}.yaml"
     chosen = {
-        k: v
+        k.rpartition("@")[2]: v
         for item in yaml.safe_load(primary.read_text())["defaults"]
         if isinstance(item, dict)
         for k, v in item.items()
@@ -80,7 +99,10 @@ def command_help(command: str, config_dir: str | None = None) -> str:
     known = groups(command, config_dir)
     lines += ["", "groups (group=option; group.key=value):"] if known else []
     for name, options in known.items():
-        default = chosen[name] if chosen[name] is not None else "the checkpoint's"
+        default = chosen[name] if chosen[name] is not None else "none" if name == "task" else "the checkpoint's"
+        if name in OF:
+            lines.append(f"  {name}  (default: none)  any of {OF[name]}, where samples start in the place of noise")
+            continue
         lines.append(f"  {name}  (default: {default})")
         lines += [f"    {option:<16} {about}".rstrip() for option, about in options.items()]
     lines += ["", "settings (key=value) and their defaults:"]
