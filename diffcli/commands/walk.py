@@ -50,8 +50,11 @@ def build_sampler(node: dict) -> Sampler:
     return build(node, "sampler")
 
 
-def plan_walk(config: dict, model: Model) -> Walk:
-    """Build the sampler and its times.  Raises UsageError where n, steps, nfe, grid and sampler do not go together."""
+def plan_walk(config: dict, model: Model, usual: int | None = None) -> Walk:
+    """Build the sampler and its times; usual: steps where none are asked for, by default the sampler's own.
+
+    Raises UsageError where n, steps, nfe, grid and sampler do not go together.
+    """
     check_type(config["n"], int, "n")  # null means all the items to nll, and nothing here
     sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
     if not sampler.one_level:
@@ -64,7 +67,7 @@ def plan_walk(config: dict, model: Model) -> Walk:
     except ValueError as error:
         raise UsageError(f"sampler: {error}") from error
     try:
-        times = _times(sampler, grid, model.denoiser.sde, steps)
+        times = _times(sampler, grid, model.denoiser.sde, steps, usual or sampler.usual_steps)
     except ValueError as error:
         raise UsageError(f"grid: {error}") from error
     doubt = sampler.warning(model.denoiser, times)
@@ -73,12 +76,12 @@ def plan_walk(config: dict, model: Model) -> Walk:
     return Walk(sampler, times, last)
 
 
-def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None) -> Tensor:
+def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None, usual: int) -> Tensor:
     """The grid's times; its last one again and again for a sampler that stays there."""
     if not sampler.one_level:
-        return grid(sde, steps or grid.steps(sde) or sampler.usual_steps)
+        return grid(sde, steps or grid.steps(sde) or usual)
     end = grid.ends(sde)[-1] if sde.is_process else torch.tensor(sde.t_min, dtype=torch.float64)
-    return end.repeat((steps or sampler.usual_steps) + 1)
+    return end.repeat((steps or usual) + 1)
 
 
 def _steps(config: dict, sampler: Sampler, last: str, calls: int) -> int | None:

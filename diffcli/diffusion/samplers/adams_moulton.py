@@ -64,7 +64,7 @@ class AdamsMoulton(UniPC):
 
     def within(self, points: int, h: float) -> int:
         """The readings that a step of width h uses, of so many."""
-        return min(points, max(3, int(self.reach / h)))
+        return min(points, max(3, int(self.reach / abs(h))))
 
     def weights(self, i, points, lam, corrected=False):
         """Those of the predictor, or of the corrector, whose first reading is the one at lam[i + 1]."""
@@ -75,7 +75,7 @@ class AdamsMoulton(UniPC):
     def plan(self, sde, times):
         plan, scale, correctors = Multistep.plan(self, sde, times), self.form.scale(sde, times).tolist(), []
         for i, points in enumerate(self.used(len(times) - 1)):
-            if i > 0 and plan.lam[i + 1] - plan.lam[i] > self.wide:
+            if i > 0 and abs(plan.lam[i + 1] - plan.lam[i]) > self.wide:
                 correctors.append(Row(plan.rows[i].x, [0.0, *plan.rows[i].g]))  # the predictor once more
             else:
                 w = self.weights(i, points, plan.lam, corrected=True)

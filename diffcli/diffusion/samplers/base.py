@@ -50,6 +50,7 @@ class Sampler(ABC):
     declared_for: the setting that its order is declared for where another was given; empty: the order is this one's.
     clock: what it steps in, lam or t; one that steps in t has no order on a table, whose lam(t) has kinks.
     evaluations: of the denoiser a step; None if it chooses its steps itself.
+    both_ways: whether an ODE's also takes increasing times, from data to noise.
     one_level: whether it stays at one noise level, so that it needs no process; usual_steps: how many unless told.
     """
 
@@ -59,6 +60,7 @@ class Sampler(ABC):
     clock: ClassVar[Literal["lam", "t"]] = "lam"
     declared_for: str = ""
     needs: ClassVar[str] = ""  # which SDEs or models it is for, in words; empty: all
+    both_ways: ClassVar[bool] = True
     one_level: ClassVar[bool] = False
     usual_steps: ClassVar[int] = 20
 

@@ -15,6 +15,8 @@ class EulerAncestral(OneReading):
     arXiv:2206.00364 (k-diffusion's `sample_euler_ancestral`).
     """
 
+    both_ways = False
+
     def __init__(self, eta: float = 1.0):
         self.eta = check_eta(eta)
         self.kind = "sde" if self.eta else "ode"

@@ -15,6 +15,7 @@ class EulerMaruyama(OneReading):
     """
 
     clock = "t"
+    both_ways = False
 
     def __init__(self, eta: float = 1.0):
         self.eta = check_eta(eta)

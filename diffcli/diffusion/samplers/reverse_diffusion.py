@@ -12,6 +12,8 @@ class ReverseDiffusion(OneReading):
     Raises ValueError unless eta >= 0.  Song et al. 2021, app. E and eq. 43-47, arXiv:2011.13456.
     """
 
+    both_ways = False
+
     def __init__(self, eta: float = 1.0):
         self.eta = check_eta(eta)
         self.kind = "sde" if self.eta else "ode"
