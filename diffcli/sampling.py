@@ -6,10 +6,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from diffcli.data.base import Items
+from diffcli.data.transform import Transform
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Sampler, Samples, sample
 from diffcli.diffusion.samplers.base import straight
+from diffcli.diffusion.sde import SDE
 from diffcli.randomness import ItemNoise
 
 PADDING = 16  # a kernel's last bits may depend on the batch size, but not between multiples of this
@@ -43,6 +46,27 @@ class Conditions:
         return found
 
 
+class Starts:
+    """Where sample i starts, a function of i alone: at item `i mod N` of a second data set, or of the user's own.
+
+    items: in source units, which `transform` takes to model space.
+    """
+
+    def __init__(self, items: Items, transform: Transform, sde: SDE):
+        self.items, self.transform, self.sde = items, transform, sde
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def raw(self, indices: Sequence[int]) -> Tensor:
+        """The items in source units, (B, *S)."""
+        return self.items.__getitems__([i % len(self.items) for i in indices])[0]
+
+    def __call__(self, indices: Sequence[int]) -> Tensor:
+        """x at t_max, (B, *S)."""
+        return self.sde.sample_prior(self.transform.encode(self.raw(indices)))
+
+
 def draw_samples(
     denoiser: Denoiser,
     sampler: Sampler,
@@ -51,7 +75,7 @@ def draw_samples(
     n: int,
     seed: int,
     batch_size: int = 64,
-    start: Tensor | None = None,
+    start: Tensor | Starts | None = None,
     last: str | None = None,
     callback: Callable[[int, int, Tensor], None] | None = None,
     see: Callable[[int, Tensor, Tensor], None] | None = None,
@@ -63,17 +87,14 @@ def draw_samples(
 ) -> Iterator[Samples]:
     """Samples first ... first + n - 1 in model space, batch by batch.
 
-    `start` (n, *shape) is x at times[0], by default its sampler's own.  callback(first item, i, x) is called with
-    x (B, *shape) at times[i], i = 0 before the first step and then after each one; see(first item, x0_hat, t) at each
-    evaluation; progress wraps the steps of each batch.  given: what the samples are conditioned on.
+    `start` is x at times[0], (n, *shape) or a function of the items, by default its sampler's own.  callback(first item, i, x)
+    is called with x (B, *shape) at times[i], i = 0 before the first step and then after each one; see(first item, x0_hat, t) at
+    each evaluation; progress wraps the steps of each batch.  given: what the samples are conditioned on.
     """
     for items in batches(n, batch_size, first):
         noise = ItemNoise(seed, items, shape, dtype, device)
-        x = (
-            sampler.begin(denoiser.sde, noise)
-            if start is None
-            else start[[min(i - first, n - 1) for i in items]].to(dtype).to(device)
-        )
+        x = _begin(start, items, first, n)
+        x = sampler.begin(denoiser.sde, noise) if x is None else x.to(dtype).to(device)
         keep, begin = min(len(items), first + n - items.start), items.start
         watch = look = None
         if callback is not None:
@@ -84,6 +105,12 @@ def draw_samples(
         bound = denoiser if given is None else Conditioned(denoiser, **given(items, dtype, device))
         x, nfe = sample(bound, sampler, x, times, noise, last, watch, look, progress)
         yield Samples(x[:keep], nfe[:keep])
+
+
+def _begin(start: Tensor | Starts | None, items: Sequence[int], first: int, n: int) -> Tensor | None:
+    if isinstance(start, Starts):
+        return start(items)
+    return None if start is None else start[[min(i - first, n - 1) for i in items]]
 
 
 def _shown(callback, first: int, keep: int, i: int, x: Tensor) -> None:

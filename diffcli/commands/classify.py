@@ -15,6 +15,8 @@ from diffcli.randomness import key
 
 # groups and settings of a score, which are not of a classifier
 UNUSED = (
+    "source",
+    "source_noise",
     "denoiser",
     "loss",
     "prediction",

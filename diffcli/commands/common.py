@@ -35,7 +35,7 @@ def typed(prefix: str) -> bool:
     from hydra.core.hydra_config import HydraConfig
 
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    return any(o.lstrip("+").startswith(prefix) for o in overrides)
+    return any(o.lstrip("+").removeprefix("data@").startswith(prefix) for o in overrides)
 
 
 def chosen(group: str) -> str | None:
@@ -43,7 +43,8 @@ def chosen(group: str) -> str | None:
     from hydra.core.hydra_config import HydraConfig
 
     choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return choices.get(group, choices.get(f"{group}@_global_.{group}"))
+    names = (group, f"{group}@_global_.{group}", f"data@{group}")  # source is a data set by another name
+    return next((choices[name] for name in names if name in choices), None)
 
 
 def plain(cfg: DictConfig) -> dict:
@@ -111,11 +112,11 @@ def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> N
             check_prior(denoiser.sde, warn)
     elif kind != "ode":
         raise UsageError(
-            f"the model is a free field (cnf), which has no score for this {'SDE ' * (kind == 'sde')}sampler",
+            f"the model is a free field (cnf, source), which has no score for this {'SDE ' * (kind == 'sde')}sampler",
             "sampler=dpm2|heun|ddim|rk45",
         )
     elif last == "denoise":
-        raise UsageError("the model is a free field (cnf), whose x0_hat is no posterior mean", "last=stop")
+        raise UsageError("the model is a free field (cnf, source), whose x0_hat is no posterior mean", "last=stop")
 
 
 @contextlib.contextmanager

@@ -13,8 +13,8 @@ from diffcli.diffusion.loss import TrainingSet
 from diffcli.errors import UsageError
 from diffcli.sampling import draw_samples
 
-UNUSED = ("loss", "prediction", "optim", "coupling", "ema", "compile", "checkpoint", "trainer", "logger", "workers")
-UNUSED += ("dequantize", "ckpt", "devices", "batch_size", "condition", "drop")
+UNUSED = ("source", "loss", "prediction", "optim", "coupling", "ema", "compile", "checkpoint", "trainer", "logger")
+UNUSED += ("workers", "dequantize", "ckpt", "devices", "batch_size", "condition", "drop")
 
 
 def check_fit(name: str, config: dict) -> None:

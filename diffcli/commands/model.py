@@ -22,8 +22,8 @@ from diffcli.errors import UsageError
 from diffcli.sampling import Conditions, Starts
 
 GROUPS = {
-    "schedule", "sde", "prediction", "network", "data", "source", "sampler", "grid", "likelihood", "denoiser", "features", "guidance",
-    "task",
+    "schedule", "sde", "prediction", "network", "data", "source", "sampler", "grid", "likelihood", "denoiser", "features",
+    "guidance", "task",
 }  # fmt: skip
 
 

@@ -127,7 +127,7 @@ def fit(
     progress = [Progress(samples, max_steps)]
     if not classifies:
         seen = parts.data, parts.sampler, parts.grid, config["seed"]
-        progress.append(Preview(path, ema, *seen, **config["preview"], condition=parts.condition))
+        progress.append(Preview(path, ema, *seen, **config["preview"], condition=parts.condition, side=parts.side))
     checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
     stop = GracefulStop(checkpoints)
     trainer.callbacks += [ema, *progress, checkpoints, stop]

@@ -20,7 +20,7 @@ from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import NumericalError, UsageError
-from diffcli.sampling import Conditions, batches, draw_samples
+from diffcli.sampling import Conditions, Starts, batches, draw_samples
 from diffcli.sharing import share
 
 DEFAULT_STEPS = Sampler.usual_steps
@@ -124,6 +124,7 @@ class Drawing:
     dtype: torch.dtype
     device: torch.device | str = "cpu"
     given: Conditions | None = None
+    starts: Starts | None = None
 
     def to(self, device: torch.device) -> None:
         self.denoiser.to(device)
@@ -133,8 +134,8 @@ class Drawing:
         (found,) = self.batches(*job, **watching)
         return found
 
-    def batches(self, first: int, n: int, **watching) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """A batch at a time; `watching` is what draw_samples takes to show its steps."""
+    def batches(self, first: int, n: int, start=None, **watching) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """A batch at a time, from `start` where it is given; `watching` is what draw_samples takes to show its steps."""
         with within_floats():
             for batch in draw_samples(
                 self.denoiser,
@@ -149,6 +150,7 @@ class Drawing:
                 dtype=self.dtype,
                 device=self.device,
                 given=self.given,
+                start=self.starts if start is None else start,
                 **watching,
             ):
                 yield self.transform.decode(batch.x.cpu()).numpy(), batch.nfe.numpy()
@@ -164,7 +166,9 @@ def stream(
     """
     dtype, n, size = getattr(torch, config["dtype"]), config["n"], config["batch_size"]
     seed, transform = config["seed"], model.data.transform
-    drawing = Drawing(walk, model.denoiser, transform, model.shape, seed, size, dtype, device, model.given)
+    drawing = Drawing(
+        walk, model.denoiser, transform, model.shape, seed, size, dtype, device, model.given, model.starts
+    )
     jobs = [(items.start, min(len(items), first + n - items.start)) for items in batches(n, size, first)]
     devices = several(config["devices"], device)[: len(jobs)]
     by_sample = walk.sampler.evaluations is None or len(devices) > 1

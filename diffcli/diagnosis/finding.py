@@ -82,7 +82,7 @@ def stacked(pairs: Iterable[tuple[float, float]]) -> tuple[list[float], list[flo
 def no_mean(subject) -> str:
     """Why x0_hat means nothing in this model; empty where it does."""
     if not subject.denoiser.posterior_mean:
-        return "the model is a free field (cnf): its x0_hat is no posterior mean, and it has no score"
+        return "the model is a free field (cnf, source): its x0_hat is no posterior mean, and it has no score"
     if subject.sde.sigma(torch.tensor(subject.sde.t_min, dtype=torch.float64)).item() == 0:
         return "without noise (level.sigma=0) nothing is denoised"
     return ""

@@ -20,7 +20,7 @@ class Denoiser(nn.Module):
     """
 
     double_backward: bool = False  # whether its parts differentiate a network: training then does so twice
-    posterior_mean: bool = True  # whether x0_hat is one; of a free field (cnf) velocity alone means anything
+    posterior_mean: bool = True  # whether x0_hat is one; of a free field (cnf, source) velocity alone means anything
     outputs: int = 1  # 2 where it also knows the variance of a reverse step, see `moments`
     calls: int = 1  # evaluations of networks that one of its own takes at most: guidance asks twice
 

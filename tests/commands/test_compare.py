@@ -125,7 +125,7 @@ def test_a_free_field_has_its_ode_samplers(cli, tmp_path):
     )
     assert done.code == 0, done.err
     assert done.out.count("left out: ") == 2
-    assert "left out: ancestral: the model is a free field (cnf)" in done.out
+    assert "left out: ancestral: the model is a free field (cnf, source)" in done.out
 
 
 @pytest.mark.parametrize(

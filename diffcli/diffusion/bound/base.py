@@ -76,7 +76,7 @@ class VariationalBound(ABC):
         """
         require(
             denoiser.posterior_mean,
-            "the model is a free field (cnf), whose x0_hat is no posterior mean: it has no variational bound",
+            "the model is a free field (cnf, source), whose x0_hat is no posterior mean: it has no variational bound",
         )
         require(
             denoiser.sde.is_process, "a bound runs from noise to data, and a model of one level (levels=one) has no way"

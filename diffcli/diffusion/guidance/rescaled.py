@@ -18,7 +18,7 @@ class Rescaled(Denoiser):
 
     def __init__(self, sde: SDE, inner: Denoiser):
         super().__init__(sde)
-        require(inner.posterior_mean, "the model is a free field (cnf), made for its own SDE alone")
+        require(inner.posterior_mean, "the model is a free field (cnf, source), made for its own SDE alone")
         self.inner = inner
         ends = inner.sde.lam(torch.tensor([inner.sde.t_min, inner.sde.t_max], dtype=torch.float64))
         t_min, t_max = sde.time(ends).tolist()

@@ -1,0 +1,61 @@
+"""Where samples start, of a model between two data sets: `input=` of the user's own, else its source's test items."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffcli.commands.common import typed
+from diffcli.commands.model import Model
+from diffcli.data.base import TensorItems
+from diffcli.data.inputs import files, read_inputs
+from diffcli.data.pair_picture import names_of
+from diffcli.data.pictures import is_image, write_pngs
+from diffcli.data.translation_picture import translations
+from diffcli.errors import UsageError
+
+SHOWN = 100, 400  # pictures, points in the picture of both sides
+
+
+def take_inputs(model: Model) -> list[str] | None:
+    """Let the samples start from what `input=` names, n by default all of it; their names, None where they start elsewhere.
+
+    Raises UsageError for files that are not there or do not fit, for a start given twice, and for an input that nothing takes.
+    """
+    config = model.config
+    wish, elsewhere = config.get("input"), model.condition == "image" or bool(config.get("task"))
+    if wish is not None and model.side is None and not elsewhere:
+        raise UsageError(
+            f"input={wish}: {model.source} starts from noise and takes no input",
+            "task=inpaint|superres|…, or a model trained with source=DATA or task=paired",
+        )
+    if model.side is None:
+        return None
+    if (config.get("each") or 1) > 1 and model.condition != "image":
+        raise UsageError(f"each={config['each']}: an ODE leads each item to one place", "each= left out")
+    if wish is None or elsewhere:
+        _ = model.starts  # a missing file is found before anything is made
+        return None
+    if config.get("start") is not None:
+        raise UsageError("input= and start= both say where samples start", "one of the two")
+    found = {file: read_inputs(str(file), model.shape, model.side.transform.levels) for file in files(wish)}
+    x = torch.cat(list(found.values()))
+    model.inputs = TensorItems(x)
+    if not typed("n="):
+        config["n"] = len(x)
+    names = [f"{file.stem}_{i:06d}" if len(x) > 1 else file.stem for file, x in found.items() for i in range(len(x))]
+    return names_of([names[i % len(names)] for i in range(config["n"])])
+
+
+def write_translations(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] | None) -> list[Path]:
+    """source.npy and samples.npy, grid.png of both sides, and a picture of each sample by its input's name."""
+    before = model.starts.raw(range(len(x))).numpy()
+    np.save(path / "source.npy", before)
+    np.save(path / "samples.npy", x)
+    most = SHOWN[not is_image(model.shape)]
+    translations(before[:most], x[:most], path / "grid.png", model.side, model.data)
+    files = [path / "grid.png", path / "source.npy", path / "samples.npy"]
+    if is_image(model.shape) and png:
+        write_pngs(x, path / "samples", model.data.transform.levels, names)
+        files.append(path / "samples")
+    return files
