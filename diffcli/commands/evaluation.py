@@ -8,6 +8,7 @@ import torch
 from diffcli.commands.build import build
 from diffcli.commands.common import typed
 from diffcli.commands.given import file_hash
+from diffcli.commands.guidance import label_names
 from diffcli.commands.model import Model
 from diffcli.commands.walk import Walk
 from diffcli.data.base import Items
@@ -49,12 +50,30 @@ def measures_of(model: Model, items: Items, network: FeatureNetwork | None) -> l
         known = reference(items, network, levels, split)
         other = OTHER.get(split) if data.held_out and config["floor"] else None
         others = None if other is None else data.split(other)
-        found.append(FeatureMeasures(network, levels, known, others, other or "", n, kept))
+        judged = judged_labels(model, network)
+        found.append(FeatureMeasures(network, levels, known, others, other or "", n, kept, *judged))
     found.append(TwoSample(items, data.transform, n, config["compared"], energy=not is_image(model.shape)))
     mixture = getattr(data, "mixture", None)
     if mixture is not None:
         found.append(KnownDensity(mixture, n, config["compared"]))
     return found
+
+
+def judged_labels(model: Model, network: FeatureNetwork) -> tuple[torch.Tensor, torch.Tensor] | tuple[()]:
+    """The labels that the samples are given, in the data's numbers, and the network's class for each label of the data.
+
+    Nothing where no label is given, or where the network does not tell these labels apart.
+    """
+    table, _ = ({} if model.given is None else model.given.tables).get("label", (None, 1))
+    names, classes = list(model.data.class_names), network.class_names or list(model.data.class_names)
+    if table is None or not network.classes or network.classes != len(classes):
+        return ()
+    told = label_names(model)
+    if set(names) != set(classes) or set(told) != set(names):
+        return ()
+    number = torch.tensor([names.index(name) for name in told])
+    labels = torch.where(table < 0, -1, number[table])
+    return labels, torch.tensor([classes.index(name) for name in names])
 
 
 def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measure], found: Found, device) -> Card:

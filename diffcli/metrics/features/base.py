@@ -15,12 +15,13 @@ class FeatureNetwork(nn.Module, ABC):
     """Items in source units -> features, and logits of classes where it has any.
 
     name: what figures are labelled by.  dim: of the features, and classes: of the logits (0 where there are none), both
-    known after `setup`, before which it can read nothing.
+    known after `setup`, before which it can read nothing.  class_names: of the logits, where it knows them.
     """
 
     name: str
     dim: int | None = None
     classes: int | None = None
+    class_names: list[str] | None = None
     ready: bool = False  # loaded
 
     @property

@@ -32,6 +32,7 @@ class ClassifierFeatures(FeatureNetwork):
                 "diffcli train task=classifier data=…, then features.ckpt=PATH",
             )
         self.network = load_classifier(self.ckpt, self.weights, self.trust)
+        self.class_names = self.network.class_names
 
     def compute(self, x: Tensor, levels: int | None) -> tuple[Tensor, Tensor]:
         own, trained = self.network, self.network.transform.levels
