@@ -45,7 +45,7 @@ def labels(wish, model: Model) -> list[int]:
             f"label={wish}: {model.source} takes no label",
             f"{model.condition}=VALUE"
             if model.condition != "none"
-            else "diffcli train condition=label, or network=exact data=mixture",
+            else "diffcli train condition=label, or guidance=classifier guidance.ckpt=PATH",
         )
     if wish == "all" and "all" not in names:
         return list(range(len(names)))

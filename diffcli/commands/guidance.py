@@ -28,6 +28,7 @@ def guide(model: Model, device: torch.device) -> None:
     known = {k: v for k, v in node.items() if k not in LOADED}
     if kind in (ClassifierFree, Autoguided, ClassifierGuided):
         check(known, "guidance", given=("inner", "other", "classifier"))
+        check_type(node.get("ckpt"), str | None, "guidance.ckpt")
     parts, model.guidance = {
         ClassifierFree: _classifier_free,
         Autoguided: _autoguided,

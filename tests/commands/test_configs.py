@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 
-from diffcli.commands.build import build, check
+from diffcli.commands.build import build, check, locate
 from diffcli.commands.classify import fill_in
 from diffcli.commands.prepare import build_parts, prepare
 from diffcli.commands.train import build_trainer
@@ -113,6 +113,10 @@ def test_every_option_builds(path, tmp_path):
         return
     if commands_of(path) == ["sample"]:  # a measurement, which tests/commands/test_inverse.py makes
         assert composed("sample", f"{group}={name}", *more)["guidance"]["_target_"].endswith(".Posterior")
+        return
+    if group == "guidance":  # each is built around a model in tests/commands/test_guidance.py and test_inverse.py
+        node = composed("sample", *EXACT, f"guidance={name}")[group]
+        assert not node or issubclass(locate(node["_target_"], group), Denoiser)
         return
     command = {"likelihood": "nll", "features": "evaluate"}.get(group, "train")
     if f"{group}={name}" in ALONE:
