@@ -71,15 +71,22 @@ def pairs(model: Model) -> Pairs:
     config = model.config
     if config.get("input") is not None:
         return _own(config["input"], image_shape(model), model.data.transform.levels)
-    if model.data.image != image_shape(model):
-        raise UsageError(
-            f"{model.source} is given an image of shape {image_shape(model)}, and these data have none",
-            "input=FILE.png or a folder, or data.root= of its pairs",
-        )
+    check_images(model, "input=FILE.png or a folder, or ")
     items = model.data.split(config.get("split") or "test")
     count = min(len(items), math.ceil(config["n"] * config.get("repeats", 1) / (config.get("each") or 1)))
     names = getattr(items, "names", None) or [f"{i:06d}" for i in range(count)]
     return Pairs(items.given(range(count), "image"), list(names[:count]), items.__getitems__(range(count))[0])
+
+
+def check_images(model: Model, instead: str = "") -> None:
+    """Raise UsageError where the data have no images as the model is given."""
+    wanted, there = image_shape(model), model.data.image
+    if there is None or tuple(there) != wanted:
+        has = "none" if there is None else f"those of shape {tuple(there)}"
+        raise UsageError(
+            f"{model.source} is given an image of shape {wanted}, and these data have {has}",
+            f"{instead}data=image_pairs data.root= of its pairs",
+        )
 
 
 def image_shape(model: Model) -> tuple[int, ...]:

@@ -128,3 +128,63 @@ def test_training_learns_from_the_image(trained):
     )
     rise = other - own
     assert rise.mean() > 5 * rise.std() / len(rise) ** 0.5
+
+
+def test_figures_are_of_the_pairs(here, tmp_path):
+    """evaluate gives the samples the images of the split; nll gives each item its own, and not that of another."""
+    done = here("evaluate", CKPT, "n=4", "repeats=1", "steps=2", "neighbours=false", "out=e")
+    assert done.code == 0, done.err
+    assert here("nll", CKPT, "n=3", "out=own").code == 0
+    files = sorted((tmp_path / "pairs/input").iterdir())
+    (tmp_path / "other/input").mkdir(parents=True)
+    (tmp_path / "other/target").symlink_to(tmp_path / "pairs/target")
+    for file, name in zip(files, [f.name for f in files[7:] + files[:7]], strict=True):
+        (tmp_path / "other/input" / name).symlink_to(file)
+    assert here("nll", CKPT, "n=3", "data.root=other", "out=other").code == 0
+    own, other = (json.loads((tmp_path / f"{out}/run.json").read_text())["results"] for out in ("own", "other"))
+    assert own["log_prob_mean"] > other["log_prob_mean"]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["sample", "input=nowhere"], "there is no such file"),
+        (["sample", "input=empty"], "no pictures"),
+        (["sample", "input=wrong.npy"], "(5, 5)"),
+        (["sample", "input=broken.png"], "broken.png cannot be decoded"),
+        (["sample", "each=0"], "at least 1"),
+        (["sample", "data=digits"], "these data have none"),
+        (["sample", "data.root=nowhere"], "there is no folder"),
+        (["sample", "label=3"], "takes no label"),
+        (["sample", "guidance=cfg"], "drop=0"),
+        (["sample", "task=inpaint"], "given a picture"),
+        (["nll", "data=digits"], "these data have none"),
+    ],
+)
+def test_what_does_not_fit_is_refused(here, tmp_path, words, sentence):
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "wrong.npy", np.zeros((2, 5, 5)))
+    (tmp_path / "broken.png").write_bytes((tmp_path / "pairs/input/shape00.png").read_bytes()[:40])
+    refusal = here(words[0], CKPT, *words[1:], "out=no")
+    assert refusal.code == 2 and sentence in refusal.err and "Traceback" not in refusal.err, refusal.err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["task=paired"], "needs data.root"),
+        (["task=paired", "data.root=nowhere"], "there is no folder"),
+        (["task=paired", "data.root=pairs", "data.input=edges"], "no folder edges/, only input, target"),
+        (["task=paired", "data=digits"], "no pairs"),
+        (["task=paired", "data.root=pairs", "network=kde"], "network=kde takes no image"),
+        (["task=paired", "data.root=pairs", "network.classes=3"], "network.classes=3"),
+        (["task=paired", "data.root=pairs", "data.size=9"], "divisible"),
+        (["task=paired", "data.root=pairs", "loss=ot_flow", "sde=flow", "prediction=velocity"], "coupling=ot"),
+        (["condition=image"], "no pairs"),
+    ],
+)
+def test_training_refuses_what_does_not_fit(here, tmp_path, words, sentence):
+    refusal = here("train", *words, "out=no")
+    assert refusal.code == 2 and sentence in refusal.err and "Traceback" not in refusal.err, refusal.err
+    assert not (tmp_path / "no").exists()
