@@ -9,21 +9,33 @@ import torch
 from torch import Tensor
 
 from diffcli.commands.common import pick_device, recorded, typed
-from diffcli.commands.latents import decode_all, encode_all, errors, other_model, plan_encoding, prepare
+from diffcli.commands.guidance import label_names
+from diffcli.commands.latents import (
+    decode_all,
+    encode_all,
+    errors,
+    other_model,
+    plan_encoding,
+    prepare,
+    wants_own_labels,
+)
 from diffcli.commands.model import Model, check_shape
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.walk import nfe_summary, nfe_text
 from diffcli.data.inputs import read_inputs
+from diffcli.data.pictures import is_image
 from diffcli.data.rows import rows_picture
 from diffcli.diffusion.encoding import Encoding
 from diffcli.errors import UsageError
+from diffcli.sampling import Conditions
 
 ITEMS = 64  # of the split, unless told
+SHORT = 0.9  # |z|²/d
 
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
-    model = prepare(cfg, device)
+    model = prepare(cfg, device, own=True)
     encoding = plan_encoding(model)
     x = _items(model)
     other, onward = _other(model, device)
@@ -43,7 +55,7 @@ def run(cfg) -> int:
         if other is not None:
             arrays["samples"], _ = decode_all(onward, other, z, device)
             kinds["to"] = (arrays["samples"], other.data.transform.levels)
-        elif x[0].ndim != 3:
+        elif not is_image(model.shape):
             kinds = {"inputs": (x, levels), "latents": (z, None), "reconstructions": (back, levels)}
         for name, array in arrays.items():
             np.save(path / f"{name}.npy", array)
@@ -65,17 +77,32 @@ def _items(model: Model) -> Tensor:
     if config["input"] is not None:
         if typed("split="):
             raise UsageError("input= gives the items, and split= would too", "one of the two")
+        if wants_own_labels(model):
+            raise UsageError("label=own is the data's label of each item, and input= has none", "label=NAME")
         x = read_inputs(config["input"], model.shape, model.data.transform.levels)
         x = x[: config["n"] or len(x)]
     else:
         items = model.data.split(config["split"])
         n = min(config["n"] or ITEMS, len(items))
-        x, _ = items.__getitems__(range(n))
+        x, y = items.__getitems__(range(n))
         check_shape(model, x.shape[1:], "the data")
+        if wants_own_labels(model):
+            model.given = _own_labels(model, y)
     bad = ~x.double().flatten(1).isfinite().all(1)
     if bool(bad.any()):
         raise UsageError(f"item {int(bad.int().argmax())} of the input is not finite")
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _own_labels(model: Model, y: Tensor) -> Conditions:
+    """Each item told its own label.  Raises UsageError for labels that the model does not know."""
+    names = label_names(model)
+    if not names or int(y.max()) >= len(names):
+        raise UsageError(
+            f"label=own: {model.source} knows {len(names)} labels, and the data have {int(y.max()) + 1}",
+            "a model trained with condition=label on these data",
+        )
+    return Conditions(label=y)
 
 
 def _other(model: Model, device: torch.device) -> tuple[Model | None, Encoding | None]:
@@ -125,10 +152,10 @@ def statistics(z: Tensor) -> dict:
 
 def _show(model: Model, results: dict, nfe: np.ndarray) -> None:
     found, z = results["round_trip"], results["latents"]
-    relative = "" if found["relative"] is None else f" ({found['relative']:.2g} of the data's standard deviation)"
+    relative = "" if found["relative"] is None else f", {found['relative']:.2g} of the data's standard deviation"
     say(f"{results['n']} items encoded, {nfe_text(nfe)} network evaluations each way, with {model.source}")
     say(
-        f"round trip: r.m.s. error {found['rms']:.3g} {model.data.units} a value{relative}; of an item {found['mean']:.2g} ± "
+        f"round trip: r.m.s. error {found['rms']:.3g} a value of {model.data.units}{relative}; of an item {found['mean']:.2g} ± "
         f"{found['sd']:.2g}, worst {found['worst']:.2g} (item {found['worst_item']})"
     )
     say(
@@ -136,6 +163,10 @@ def _show(model: Model, results: dict, nfe: np.ndarray) -> None:
         f"{z['norm2_over_d_least']:.3f} to {z['norm2_over_d_most']:.3f}); standard normal: 0 ± {z['normal_mean_se']:.1g}, 1, "
         f"1 ± {z['normal_norm2_over_d_se']:.1g} (of an item ± {z['normal_norm2_over_d_sd']:.1g})"
     )
+    if z["norm2_over_d"] < SHORT and not results["noised"]:
+        say(
+            "  shorter than noise, as of data that hardly vary in some directions: noised=true gives them the noise they lack"
+        )
 
 
 def _notes(other: Model | None) -> dict[str, str]:

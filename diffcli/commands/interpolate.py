@@ -31,7 +31,12 @@ def run(cfg) -> int:
     model = prepare(cfg, device)
     _check_unused(cfg.way)
     pairs = read_pairs(model)
-    walk = plan_encoding(model, cfg.last) if cfg.way == "ode" else _from_t(model)
+    along = cfg.way == "ode"
+    if (
+        along and model.config["noised"] is None
+    ):  # pictures have no noise of their own, and vary too little in most directions
+        model.config["noised"] = model.data.transform.levels is not None and model.denoiser.posterior_mean
+    walk = plan_encoding(model, cfg.last, ", or way=stochastic") if along else _from_t(model)
     path = choose("interpolate", model.config)
     if cfg.dry_run:
         steps = len(walk.times) - 1
@@ -40,11 +45,13 @@ def run(cfg) -> int:
     folder = create(path, "interpolate", model.config)
     with recorded(folder):
         begun = time.monotonic()
-        make = _along_latents if cfg.way == "ode" else _through_noise
-        ends, frames, nfe, results = make(model, walk, pairs, cfg.frames, device)
+        ends, frames, nfe, results = (_along_latents if along else _through_noise)(
+            model, walk, pairs, cfg.frames, device
+        )
         files = _write(path, model, pairs, ends, frames, cfg.png)
         steps = None if walk.sampler.evaluations is None else len(walk.times) - 1
-        results = {"pairs": len(pairs), "frames": cfg.frames, "last": walk.last, **results}
+        named = [[a.name, b.name] for a, b in pairs]
+        results = {"pairs": named, "frames": cfg.frames, "last": walk.last, **results}
         results["seconds"] = round(time.monotonic() - begun, 3)
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
     say(f"{len(pairs)} × {cfg.frames} frames, {nfe_text(nfe)} network evaluations each, with {model.source}")
@@ -55,9 +62,10 @@ def run(cfg) -> int:
 
 
 def _check_unused(way: str) -> None:
-    for key in ("t", "noise") if way == "ode" else ():
+    for key in ("t", "noise") if way == "ode" else ("noised",):
         if typed(f"{key}="):
-            raise UsageError(f"{key}= is of way=stochastic, and way=ode adds no noise", "way=stochastic")
+            right = "stochastic" if way == "ode" else "ode"
+            raise UsageError(f"{key}= is of way={right}, and this is way={way}", f"way={right}, or {key}= left out")
 
 
 def _positions(pairs: int, frames: int) -> tuple[Tensor, Tensor]:
@@ -106,6 +114,10 @@ def _given_by(model: Model, pairs: list[int]) -> Model:
 def _from_t(model: Model) -> Walk:
     """The way from t down, of any sampler that walks the grid.  Raises UsageError."""
     walk, t = plan(model, model.config["last"]), model.config["t"]
+    if not model.denoiser.posterior_mean:
+        raise UsageError(
+            "the model is a free field (cnf), which knows nothing of noise between data and prior", "way=ode"
+        )
     if walk.sampler.one_level:
         raise UsageError(
             "this sampler stays at one noise level, and a mix at t is denoised from there", "sampler=ancestral"
@@ -194,4 +206,4 @@ def _show(model: Model, results: dict) -> None:
         found = results["ends"]
         relative = "" if found["relative"] is None else f", {found['relative']:.2g} of their standard deviation"
         what = "the ends come back" if "angle" in results else "the ends are drawn anew from p(x0|x_t)"
-        say(f"{what}: r.m.s. difference {found['rms']:.3g} {model.data.units} a value{relative}")
+        say(f"{what}: r.m.s. difference {found['rms']:.3g} a value of {model.data.units}{relative}")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from diffcli import checkpoint
 from diffcli.commands.build import build
 from diffcli.commands.conditions import conditions
-from diffcli.commands.guidance import guide
+from diffcli.commands.guidance import guide, label_names
 from diffcli.commands.model import Model, check_process, load_model
 from diffcli.commands.walk import Walk, plan_walk, within_floats
 from diffcli.data.base import Data
@@ -20,18 +20,29 @@ from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Samples
 from diffcli.errors import NumericalError, UsageError
 from diffcli.randomness import ItemNoise
-from diffcli.sampling import batches
+from diffcli.sampling import Conditions, batches
 
 STEPS = 50  # unless told: fewer than for samples would show in the round trip
 
 
-def prepare(cfg, device: torch.device) -> Model:
-    """The model with what the command tells it of each item.  Raises UsageError for one that has no latents."""
+def prepare(cfg, device: torch.device, own: bool = False) -> Model:
+    """The model with what the command tells it of each item; own: label=own waits for the items.
+
+    Raises UsageError for a model that has no latents.
+    """
     model = load_model(cfg, device)
-    _check_latents(model, getattr(model, "side", None))
-    model.given = conditions(model)
+    _check_latents(model, model.side)
+    if own and wants_own_labels(model) and label_names(model):
+        model.given = Conditions(label=torch.tensor([0]))  # until the items are read
+    else:
+        model.given = conditions(model)
     guide(model, device)
     return model
+
+
+def wants_own_labels(model: Model) -> bool:
+    """Whether label=own asks for each item's own."""
+    return model.config["label"] == "own" and "own" not in label_names(model)
 
 
 def other_model(path: str, config: dict, device: torch.device) -> Model:
@@ -67,13 +78,14 @@ def plan(model: Model, last: str | None = "stop") -> Walk:
     return plan_walk(model.config | {"n": 1, "last": last}, model, usual=STEPS)
 
 
-def plan_encoding(model: Model, last: str | None = "stop") -> Encoding:
-    """The same as a way that can be walked back.  Raises UsageError."""
+def plan_encoding(model: Model, last: str | None = "stop", instead: str = "") -> Encoding:
+    """The same as a way that can be walked back; instead: what else would take another sampler.  Raises UsageError."""
     walk = plan(model, last)
     try:
         encoding = Encoding(walk.sampler, walk.times, model.config.get("noised", False), walk.last)
     except ValueError as error:
-        raise UsageError(str(error).partition(": ")[0], str(error).partition(": ")[2]) from error
+        what, _, fits = str(error).partition(": ")
+        raise UsageError(what, fits + instead) from error
     try:
         encoding.setup(model.denoiser)
     except ValueError as error:

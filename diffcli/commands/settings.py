@@ -73,7 +73,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "cards": (list[str] | str | None, None, None),
     "start": (str | None, None, None),
     "to": (str | None, None, None),
-    "noised": (bool, None, None),
+    "noised": (bool | None, None, None),
     "a": (list[str | int] | str | int | None, None, None),
     "b": (list[str | int] | str | int | None, None, None),
     "frames": (int, 2, 1000),

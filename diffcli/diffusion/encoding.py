@@ -12,7 +12,7 @@ from diffcli.diffusion.samplers.base import Sampler, Samples, sample, straight
 
 def check_both_ways(sampler: Sampler) -> None:
     """Raises ValueError unless the sampler walks an ODE, and takes the times in either order."""
-    fits = "sampler=dpm3|heun|rk4|unipc|rk45"
+    fits = "sampler=unipc|dpm3|heun|rk4|rk45"
     require(sampler.kind == "ode", f"only an ODE can be walked back, and this sampler is none: {fits}")
     require(sampler.both_ways, f"this sampler is written for steps from noise to data alone: {fits}")
 

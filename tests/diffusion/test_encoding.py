@@ -15,6 +15,7 @@ from cases import (
     no_noise,
     normal,
     one_gaussian,
+    paths,
     rotated,
 )
 from sampler_cases import ODE, SAMPLERS, make, over
@@ -103,10 +104,10 @@ def test_a_sampler_with_its_own_steps_comes_back_to_its_tolerance(sampler):
 def test_samplers_that_are_written_one_way_say_so(name):
     """With eta = 0 they walk the ODE; up it either as well as down, or not at all, and then they are refused."""
     sampler, model = make(name, eta=0.0), Exact(build("vp", "linear"), mixture_2d())
-    x0, times = data(8, model.mixture), UniformLam()(model.sde, 200)
+    x0, times = data(8, model.mixture), UniformLam()(model.sde, 60)
     z = sample(model, sampler, x0, times.flip(0), lambda counter: torch.zeros_like(x0), "stop").x
     if sampler.both_ways:
-        assert (Encoding(sampler, times).decode(model, z).x - x0).norm(dim=1).median() < 1e-3
+        assert (Encoding(sampler, times).decode(model, z).x - x0).norm(dim=1).median() < 5e-3
         return
     assert not z.isfinite().all()
     with pytest.raises(ValueError, match="data alone"):
@@ -128,8 +129,18 @@ def optimal(sde, gaussian, last):
     return a, mean_t / sde.prior_std - a @ mean_s / sde.alpha(last)
 
 
-@every_path
+@paths([("vp", "linear"), ("subvp", "linear"), ("ve", "edm"), ("vp", "ddpm"), ("flow", "logit"), ("ou",)])
 def test_of_one_gaussian_it_is_the_closed_form(sde):
+    check_closed_form(sde)
+
+
+@pytest.mark.heavy
+@every_path
+def test_of_one_gaussian_it_is_the_closed_form_on_every_path(sde):
+    check_closed_form(sde)
+
+
+def check_closed_form(sde):
     """z = (mu_t + S_t^(1/2) S_s^(-1/2) (alpha_s x0 - mu_s)) / prior_std."""
     model, times = Exact(sde, one_gaussian()), UniformLam()(sde, 1)
     x0 = data(12, model.mixture)
@@ -145,13 +156,13 @@ def test_translation_is_the_composition_of_two_optimal_maps():
     here = Exact(build("vp", "linear"), one_gaussian())
     there = Exact(build("ve", "geometric"), GaussianMixture(f64(1.0), f64([-2.0, 3.0]), rotated(-0.7, 2.0, 0.3)[None]))
     x0 = data(20, here.mixture)
-    ways = [Encoding(DPM3(), UniformLam()(m.sde, 400)) for m in (here, there)]
+    ways = [Encoding(DPM3(), UniformLam()(m.sde, 100)) for m in (here, there)]
     (a, b), (c, d) = (optimal(m.sde, m.mixture, w.times[-1]) for m, w in zip((here, there), ways, strict=True))
     found = ways[1].decode(there, ways[0].encode(here, x0).x).x
-    assert (found - torch.linalg.solve(c, (x0 @ a.T + b - d).T).T).abs().max() < 1e-5
+    assert (found - torch.linalg.solve(c, (x0 @ a.T + b - d).T).T).abs().max() < 1e-3
 
 
-@on(PAIRS)
+@on(PAIRS[::2])
 def test_latents_of_noised_data_are_standard_normal(pair):
     """Under the exact model, for data at the last time with the noise that belongs there."""
     model, n = Exact(build(*pair), mixture_2d()), 1500
