@@ -117,8 +117,12 @@ def _check_none(model: Model, found: Conditions) -> None:
 
 def as_unconditional(model: Model) -> None:
     """For a command that shows a model without conditions: say so.  Raises UsageError where it was never told nothing."""
-    if model.condition in ("label", "vector") and model.config.get("denoiser") and model.config.get("ckpt"):
-        _check_none(model, Conditions())
+    if model.condition in ("label", "vector") and model.config.get("ckpt"):
+        if not model.drop:
+            raise UsageError(
+                f"{model.source} was always told its {model.condition} (drop=0), and this command tells it nothing",
+                f"diffcli train condition={model.condition} drop=0.1",
+            )
         say(f"{model.source} is conditioned on a {model.condition}: what follows is of none (∅)")
 
 

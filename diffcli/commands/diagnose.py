@@ -11,9 +11,11 @@ from tqdm import tqdm
 from diffcli import checkpoint
 from diffcli.advice import nearest
 from diffcli.commands.common import pick_device, plain, recorded, typed
+from diffcli.commands.conditions import as_unconditional
 from diffcli.commands.model import GROUPS, Model, check_shape, load_model
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.settings import check_settings
+from diffcli.commands.source import refuse_source
 from diffcli.diagnosis.checks import CHECKS
 from diffcli.diagnosis.finding import Finding
 from diffcli.diagnosis.page import WORDS
@@ -36,6 +38,8 @@ def run(cfg) -> int:
         return self_check(cfg)
     device = pick_device(cfg.device)
     model = load_model(cfg, device)
+    refuse_source(model, "it has a velocity and no score for the checks to look at", "diffcli evaluate")
+    as_unconditional(model)
     checks = chosen_checks(model.config["checks"])
     check_shape(model, model.data.shape, "the data")
     items = model.data.split(cfg.split)

@@ -9,10 +9,12 @@ from omegaconf import open_dict
 
 from diffcli.commands.build import build, check_type
 from diffcli.commands.common import chosen, pick_device, plain, recorded, typed
+from diffcli.commands.conditions import as_unconditional
 from diffcli.commands.model import GROUPS, check_shape, load_model
 from diffcli.commands.prepare import check_clock, measure
 from diffcli.commands.run_folder import choose, create, say, write_text
 from diffcli.commands.settings import check_settings
+from diffcli.commands.source import refuse_source
 from diffcli.commands.walk import DEFAULT_STEPS
 from diffcli.data.base import Data
 from diffcli.diffusion.denoiser import Denoiser
@@ -74,7 +76,9 @@ def _subject(cfg) -> Subject:
         raise UsageError("sde=one is one noise level, no process: there is no way from data to noise to explain")
     if cfg.ckpt is not None or typed("network="):
         model = load_model(cfg, torch.device("cpu"))
+        refuse_source(model, "there is no noise on its way to explain", "diffcli sample trajectory=true draws the way")
         check_shape(model, model.data.shape, "the data")
+        as_unconditional(model)
         return Subject(model.denoiser.sde, model.data, model.denoiser, model.source, model.config)
     if typed("prediction="):
         raise UsageError("prediction= is part of a trained model, and there is none here", "ckpt=PATH")

@@ -30,6 +30,7 @@ def run(cfg) -> int:
     folder = create(path, "export", config | {"ckpt": str(source)})
     with recorded(folder):
         parts = {part: content["config"][part] for part in ("denoiser", "data")}
+        parts |= {key: content["config"].get(key) for key in ("condition", "class_names", "drop", "source")}
         files = own.write(path, denoiser, parts, content["shape"], cfg.weights)
         try:
             files += diffusers_folder.write(path, denoiser)

@@ -5,11 +5,13 @@ import time
 from diffcli.commands.build import build
 from diffcli.commands.common import pick_device, recorded, typed
 from diffcli.commands.model import Model, check_process, check_shape, load_model
+from diffcli.commands.nll_given import told
 from diffcli.commands.nll_measure import measure
 from diffcli.commands.nll_report import Report
 from diffcli.commands.nll_text import show
 from diffcli.commands.prepare import training_set
 from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.source import refuse_source
 from diffcli.data.pictures import is_image, picture
 from diffcli.diffusion.bound import ContinuousBound, DiscreteBound, VariationalBound
 from diffcli.diffusion.likelihood import LogDensity
@@ -26,6 +28,9 @@ UNUSED = {
 def run(cfg) -> int:
     device = pick_device(cfg.device)
     model = load_model(cfg, device)
+    refuse_source(
+        model, "nll would need their density, and there are the items alone", "diffcli evaluate, or a model from noise"
+    )
     _check_unused(model.config["likelihood"])
     likelihood = build(model.config["likelihood"], "likelihood")
     if likelihood.needs_process:
@@ -34,6 +39,7 @@ def run(cfg) -> int:
     n = min(cfg.n or len(items), len(items))
     check_shape(model, items[0][0].shape, "the data")
     _check_dequantize(model)
+    tell = told(model, items)
     _setup(likelihood, model)
     bound = _bound(model, likelihood)
     path = choose("nll", model.config)
@@ -45,7 +51,7 @@ def run(cfg) -> int:
         begun = time.monotonic()
         images = is_image(model.shape)
         report = Report(model, n, len(items), likelihood, bound, path / "nll.csv", images)
-        for batch in measure(model, items, n, likelihood, bound, device):
+        for batch in measure(model, items, n, likelihood, bound, device, tell):
             report.add(batch)
         results = report.results()
         notes = {"nll.csv": ""}

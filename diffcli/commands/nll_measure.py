@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffcli.commands.model import Model
+from diffcli.commands.nll_given import Told
 from diffcli.data.transform import Transform
 from diffcli.diffusion.bound import VariationalBound
 from diffcli.diffusion.likelihood import LogDensity, LogLikelihood
@@ -28,12 +29,12 @@ class Measured(NamedTuple):
 
 
 def measure(
-    model: Model, items, n: int, likelihood: LogDensity, bound: VariationalBound | None, device
+    model: Model, items, n: int, likelihood: LogDensity, bound: VariationalBound | None, device, tell: Told
 ) -> Iterator[Measured]:
     """The figures of items 0 ... n - 1 in nats and source units.
 
     log p(x) = log p(y) + log |dy/dx| for the model-space value y of a (dequantised) item x; `elbo` is a bound of
-    -log p(x), or of the -log of a level's probability where the bound knows levels.
+    -log p(x), or of the -log of a level's probability where the bound knows levels; each given what `tell` says of the item.
     Raises NumericalError for an item or a log-density that is not finite.
     """
     config, transform = model.config, model.data.transform
@@ -42,18 +43,20 @@ def measure(
     with tqdm(total=n, desc="likelihood", unit="item", disable=None, leave=False) as bar:
         for batch in batches(n, config["batch_size"]):
             keep = min(len(batch), n - batch.start)
-            x, _ = items.__getitems__([min(i, n - 1) for i in batch])
+            indices = [min(i, n - 1) for i in batch]
+            x, y = items.__getitems__(indices)
+            cond = tell(indices, y, dtype, device)
             _check_finite(x.flatten(1).isfinite().all(1), batch.start, "item {} of the data is not finite")
             noise = ItemNoise(config["seed"], batch, model.shape, torch.float64)
             places = [y.to(dtype).to(device) for y in dequantised(transform, x, noise, config)]
-            found = [likelihood(model.denoiser, y, noise) for y in places]
+            found = [likelihood(model.denoiser, place, noise, **cond) for place in places]
             columns = {"log_prob": None} | combined(found, offset)
             _check_finite(
                 columns["log_prob"].isfinite(), batch.start, "the log-likelihood of item {} is not finite", keep
             )
             parts = None
             if bound is not None:
-                estimate = bound(model.denoiser, places[0], noise)
+                estimate = bound(model.denoiser, places[0], noise, **cond)
                 shift = 0.0 if bound.levels else offset
                 columns |= {
                     "elbo": estimate.value - shift,

@@ -173,6 +173,7 @@ class Report:
             "dequantize_samples": config["dequantize_samples"] if importance else None,
             "t_min": sde.t_min if sde.is_process else None,
             "prior_std": sde.prior_std if sde.is_process else None,
+            "given": {name: config[name] for name in ("label", "vector") if config.get(name) is not None},
             "likelihood": {k: v for k, v in config["likelihood"].items() if k != "_target_"},
             "interval": CONFIDENCE,
             "weights": config["weights"],

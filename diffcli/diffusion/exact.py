@@ -85,21 +85,22 @@ class GaussianMixture(nn.Module):
 class Exact(Denoiser):
     """The ideal denoiser of a Gaussian mixture: F is the exact score, `x0_hat = (xt + sigma^2 F) / alpha` (Tweedie).
 
-    label (B,): the component that an item is drawn from, whose own denoiser it then is; -1 or none: of the whole mixture.
+    Keyword label (B,): the component that an item is drawn from, whose own denoiser it then is; -1 or none: of the whole
+    mixture.
     """
 
     def __init__(self, sde: SDE, mixture: GaussianMixture):
         super().__init__(sde)
         self.mixture = mixture
 
-    def parts(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        score = self.mixture.score(xt.flatten(1), alpha, sigma, label)
+        score = self.mixture.score(xt.flatten(1), alpha, sigma, **cond)
         return 1 / alpha, sigma**2 / alpha, score.to(xt.dtype).view_as(xt)
 
     def score(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
         return self.evaluate(xt, t, **cond)[2]  # itself, which holds without noise too, and loses nothing near none
 
-    def log_prob(self, xt: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def log_prob(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
         """log p_t(xt) in nats, (B,), given the label."""
-        return self.mixture.log_prob(xt.flatten(1), self.sde.alpha(t), self.sde.sigma(t), label)
+        return self.mixture.log_prob(xt.flatten(1), self.sde.alpha(t), self.sde.sigma(t), **cond)

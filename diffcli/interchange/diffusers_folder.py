@@ -88,6 +88,10 @@ def read(folder: Path) -> dict:
     prediction = PREDICTIONS[scheduler["prediction_type"]]
     denoiser = {"_target_": TARGET.format(prediction.__name__), "sde": sde, "network": network}
     parts = {"denoiser": denoiser, "data": None}
+    classes = config.get("num_class_embeds")
+    if type(classes) is int and classes > 0 and config.get("class_embed_type") is None:  # nothing says that one is none
+        parts |= {"condition": "label", "class_names": [str(k) for k in range(classes)], "drop": 0.0}
+        notes.append(f"conditioned on {classes} classes: diffcli sample label=0, or label=all")
     return {"format": FORMAT, "config": parts, "state_dict": state, "ema": {}, "shape": shape, "notes": notes}
 
 

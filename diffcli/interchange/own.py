@@ -47,6 +47,7 @@ def read(folder: Path) -> dict:
         raise CheckpointError(f"{folder / OWN_WEIGHTS} is damaged, or not the one that {OWN_CONFIG} is of (checksum)")
     state = {f"denoiser.{name}": value for name, value in tensors.items()}
     parts = {part: config[part] for part in ("denoiser", "data")}
+    parts |= {key: config[key] for key in ("condition", "class_names", "drop", "source") if config.get(key) is not None}
     return {"format": FORMAT, "config": parts, "state_dict": state, "ema": {}, "shape": shape}
 
 

@@ -97,7 +97,12 @@ class Reflow(Coupling):
             )
         if self.ckpt is None:
             raise UsageError("coupling=reflow starts from a trained model", "ckpt=RUN/checkpoints/last.ckpt")
-        shape = tuple(checkpoint.read(self.ckpt)["shape"])
+        content = checkpoint.read(self.ckpt)
+        if content["config"].get("source") is not None:
+            raise UsageError(
+                f"{self.ckpt} starts from the items of a source, not from noise", "ckpt= of a model from noise"
+            )
+        shape = tuple(content["shape"])
         if shape != tuple(data.shape):
             raise UsageError(f"{self.ckpt} makes items of shape {shape}, the data's is {tuple(data.shape)}")
         self.teacher = checkpoint.load_denoiser(self.ckpt)

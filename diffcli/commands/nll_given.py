@@ -1,0 +1,69 @@
+"""What `diffcli nll` tells the model of each item: nothing, the same of all, or `label=own` what the data say of it."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from diffcli.commands.conditions import conditions
+from diffcli.commands.model import Model
+from diffcli.commands.pairs import check_images
+from diffcli.data.base import Items
+from diffcli.errors import UsageError
+
+Told = Callable[[Sequence[int], Tensor, torch.dtype, torch.device], dict[str, Tensor]]
+
+
+def told(model: Model, items: Items) -> Told:
+    """(indices, labels y (B,) of the items, dtype, device) -> the keywords of a batch, a row an item.
+
+    Raises UsageError for what the model does not take or the data do not have, and for likelihoods of unlike numbers of points.
+    """
+    config, name = model.config, model.condition
+    wish = "own" if name == "image" else config.get(name) if name in ("label", "vector") else None
+    if wish == "own":
+        _check_own(model, items)
+        model.config = config | {name: None}
+    elif wish == "all" or (name == "label" and isinstance(wish, list)):
+        raise UsageError(f"label={wish}: nll tells the model one label of an item", "label=own, or label=NAME")
+    elif wish is None and name in ("label", "vector") and not model.drop:
+        raise UsageError(
+            f"{model.source} was always told its {name} (drop=0) and knows no {name} as nothing",
+            f"{name}=own, the density of each item given its own",
+        )
+    given = conditions(model) if wish != "own" else None
+    model.config = config
+    if (wish is not None or given is not None) and not config["likelihood"]["_target_"].endswith(".Likelihood"):
+        raise UsageError(
+            f"this likelihood asks the model at points that are no items, which have no {name}", "likelihood=ode"
+        )
+
+    def tell(indices, y, dtype, device):
+        if wish == "own":
+            mine = y if name == "label" else items.given(indices, name)
+            if name == "image":
+                mine = model.data.transform.encode(mine)
+            return {name: mine.to(device=device, dtype=None if name == "label" else dtype)}
+        return {} if given is None else given(indices, dtype, device)
+
+    return tell
+
+
+def _check_own(model: Model, items: Items) -> None:
+    data, name = model.data, model.condition
+    if name == "image":
+        return check_images(model)
+    if name == "vector":
+        if data.vector != model.vector:
+            has = f"vectors of {data.vector}" if data.vector else "no vectors"
+            raise UsageError(f"vector=own: the data have {has}, the model takes {model.vector} numbers", "vector=[…]")
+        return
+    if not data.classes:
+        raise UsageError(
+            "label=own: these data have no labels", f"label={model.class_names[0]}, or the data trained on"
+        )
+    if list(data.class_names) != model.class_names:
+        theirs, ours = (", ".join(names[:4]) for names in (data.class_names, model.class_names))
+        raise UsageError(f"label=own: the data's labels are {theirs}, …, the model knows {ours}, …", "label=NAME")
+    if not model.drop and bool((items.__getitems__(range(min(len(items), 1)))[1] < 0).any()):
+        raise UsageError("label=own: items without a label, and the model was always told one (drop=0)", "label=NAME")
