@@ -39,8 +39,6 @@ OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png",
 OWN += ("latents.npy", "inputs.npy", "reconstructions.npy", "reconstructions.png", "translation.png")
 OWN += ("frames.npy", "strip.png", "interpolation.gif", "path.png", "frames")
 OWN += ("measured.npy", "inverse.png", "labels.csv", "vectors.npy")
-OWN += ("latents.npy", "inputs.npy", "reconstructions.npy", "reconstructions.png", "translation.png")
-OWN += ("frames.npy", "strip.png", "interpolation.gif", "path.png", "frames")
 OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png")
 
 
