@@ -245,10 +245,29 @@ def test_whatever_the_network_predicts_the_formula_is_of_x0_hat(prediction):
         assert close(x0, model(x, t, **given), 1e-10)
         assert close(eps, model.eps(x, t, **given), 1e-10)
         assert torch.equal(v, plain.moments(x, t, **given)[2])
+    first, label = Eps(sde, Network(2), outputs=2), torch.tensor([0, 1, 2, 1, 0])
+    other = PREDICTIONS[prediction](sde, Network(2, seed=1), outputs=2)
+    away = Autoguided(first, other, 1.5)
+    x0, x0_other = (a(x, t, label=label) for a in (first, other))
+    assert close(away(x, t, label=label), x0 + 1.5 * (x0 - x0_other), 1e-10)
+    assert close(away.moments(x, t, label=label)[0], away(x, t, label=label), 1e-10)
+    assert close(away.moments(x, t, label=label)[1], away.eps(x, t, label=label), 1e-9)
     rescaled = ClassifierFree(plain, 1.5, rescale=0.5)
     x0, eps, _ = rescaled.moments(x, t, **given)
     assert close(x0, rescaled(x, t, **given), 1e-10)
     assert close(eps, rescaled.eps(x, t, **given), 1e-9)
+
+
+@torch.no_grad()
+def test_a_learned_variance_stays_under_classifier_guidance():
+    sde, x, t = build("vp", "linear"), normal(0, 5, 2), torch.linspace(0.2, 0.9, 5, dtype=torch.float64)
+    plain, label = Eps(sde, Network(2), outputs=2), torch.tensor([0, 1, 2, 1, -1])
+    model = ClassifierGuided(plain, ExactClassifier(sde, mixture_2d(), NAMES), 1.5)
+    x0, eps, v = model.moments(x, t, label=label)
+    assert close(x0, model(x, t, label=label), 1e-10)
+    assert close(eps, model.eps(x, t, label=label), 1e-10)
+    assert not close(eps, plain.eps(x, t, label=label), 1e-3)
+    assert torch.equal(v, plain.moments(x, t, label=label)[2])
 
 
 @torch.no_grad()
@@ -329,6 +348,7 @@ def test_classifier_guidance_differentiates_the_classifier_alone():
     t = torch.tensor([0.2, 0.3, 0.5, 0.6], dtype=torch.float64)
     with torch.no_grad():
         gradient = model.score(x, t) - inner.score(x, t, label=label)
+        assert not x.requires_grad
         assert all("label" in call for call in network.calls)
         u = classifier.sde.time(sde.lam(t))
         columns, h = torch.tensor([1, 2, 0, 0]), 1e-3
