@@ -18,7 +18,6 @@ from diffcli.sampling import Conditions, draw_samples
 from diffcli.training.condition import Condition
 from diffcli.training.coupling import Independent, OptimalTransport
 
-
 STEPS = 250
 
 
