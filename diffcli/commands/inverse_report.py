@@ -11,7 +11,10 @@ from diffcli.commands.inverse import Problem
 from diffcli.commands.model import Model
 from diffcli.commands.run_folder import say
 from diffcli.data.pictures import is_image, write_pngs
+from diffcli.errors import UsageError
 from diffcli.explain.inverse_picture import inverse_pictures, inverse_points
+
+BEHIND = 1000  # data points behind those of a task
 
 
 def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[list[Path], dict]:
@@ -34,8 +37,18 @@ def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[l
             write_pngs(x, path / "samples", transform.levels)
             files.append(path / "samples")
     else:
-        inverse_points(rows, original, measured, known, files[0])
+        inverse_points(rows, original, measured, known, files[0], _behind(model))
     return files, figures
+
+
+def _behind(model: Model) -> np.ndarray | None:
+    """Some of the data; a sample needs none, so that their files may be gone."""
+    try:
+        items = model.data.split("test")
+    except UsageError:
+        return None
+    x = items.__getitems__(range(min(len(items), BEHIND)))[0].numpy()
+    return x if x.shape[1:] == model.shape else None
 
 
 def measure(problem: Problem, x: Tensor, levels: int | None) -> dict:

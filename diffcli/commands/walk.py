@@ -45,7 +45,10 @@ def build_sampler(node: dict) -> Sampler:
         )
     if "predictor" in predictor:
         raise UsageError(
-            "sampler.predictor has a predictor of its own", "sampler.corrector_steps=2 for more correction"
+            "sampler.predictor has a predictor of its own",
+            "sampler.corrector_steps=2 for more correction"
+            if "corrector_steps" in node
+            else "sampler.predictor=ancestral",
         )
     return build(node, "sampler")
 

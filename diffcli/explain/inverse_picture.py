@@ -17,13 +17,14 @@ def inverse_pictures(samples, original, measured, known, path: Path, levels: int
     """Write a PNG with a row an input: original, measured, samples, their mean, their pixel-wise standard deviation.
 
     samples (N, each, C, H, W), original (N, C, H, W) or None, measured (N, *M) in source units; known (C, H, W) bool of a mask.
-    A measurement that is no picture has no column.  The deviation is r.m.s. over channels, on one scale for all rows.
+    A measurement that is no picture has no column.  The deviation is r.m.s. over channels, on one scale for all rows, up to
+    its 99.5th percentile, above which it is white.
     """
     from matplotlib import colormaps
 
     shown = samples[:INPUTS, :SAMPLES]
     deviation = np.sqrt(samples[:INPUTS].var(1, ddof=min(1, samples.shape[1] - 1)).mean(1))  # (N, H, W)
-    most = deviation.max()
+    most = np.quantile(deviation, 0.995)
     parts: list[tuple[list[str], np.ndarray]] = []
     first, heads = [], []
     if original is not None:
@@ -37,7 +38,7 @@ def inverse_pictures(samples, original, measured, known, path: Path, levels: int
     count = shown.shape[1]
     drawn = _rgb(shown.reshape(-1, *shown.shape[2:]), levels).reshape(len(shown), count, *shown.shape[-2:], 3)
     parts.append(([f"sample {j + 1}" for j in range(count)], drawn))
-    colours = (colormaps["magma"](deviation / (most or 1.0))[..., :3] * 255).round().astype(np.uint8)
+    colours = (colormaps["magma"]((deviation / (most or 1.0)).clip(0, 1))[..., :3] * 255).round().astype(np.uint8)
     mean = _rgb(samples[:INPUTS].mean(1), levels)
     parts.append(([f"mean of {samples.shape[1]}", f"sd, 0 – {most:.3g}"], np.stack([mean, colours], 1)))
     _draw(parts, path)
@@ -89,10 +90,11 @@ def _draw(parts: list[tuple[list[str], np.ndarray]], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def inverse_points(samples, original, measured, known, path: Path) -> None:
+def inverse_points(samples, original, measured, known, path: Path, behind=None) -> None:
     """Write a scatter an input of samples (N, each, *S) in the first two coordinates, histograms of one coordinate.
 
-    A cross is the original (N, *S), a line a coordinate that `known` (*S) says is known, a plus the mean.
+    A cross is the original (N, *S), a line a coordinate that `known` (*S) says is known, a plus the mean, and grey are data
+    (M, *S) behind them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,6 +110,8 @@ def inverse_points(samples, original, measured, known, path: Path) -> None:
     same = measured.shape[1:] == samples.shape[2:]
     y = measured.reshape(len(measured), -1)
     for i, (ax, x) in enumerate(zip(axes[:count], flat, strict=True)):
+        if behind is not None and x.shape[1] > 1:
+            ax.plot(*np.reshape(behind, (len(behind), -1))[:, :2].T, ".", color="0.85", markersize=2, zorder=0)
         _panel(ax, x, None if original is None else original[i].reshape(-1))
         for j in range(min(2, x.shape[1])) if same else ():
             if known is None or known.reshape(-1)[j]:
@@ -125,7 +129,7 @@ def _panel(ax, x: np.ndarray, original: np.ndarray | None) -> None:
         if original is not None:
             ax.axvline(original[0], color="k")
         return
-    ax.plot(x[:, 0], x[:, 1], ".", color="C0", alpha=0.6, markersize=5, markeredgewidth=0)
+    ax.plot(x[:, 0], x[:, 1], ".", color="C0", alpha=0.7, markersize=6, markeredgewidth=0)
     ax.plot(*x[:, :2].mean(0), "+", color="C1", **mark)
     if original is not None:
         ax.plot(*original[:2], "x", color="k", **mark)
