@@ -17,6 +17,7 @@ from diffcli.data.array import load_array
 from diffcli.errors import UsageError
 from diffcli.sampling import Conditions
 
+SETTINGS = {"label": "label", "vector": "vector", "image": "input"}  # condition -> what a command calls it
 NAMED = 12  # labels that a refusal lists
 
 
@@ -43,7 +44,7 @@ def labels(wish, model: Model) -> list[int]:
     if not names:
         raise UsageError(
             f"label={wish}: {model.source} takes no label",
-            f"{model.condition}=VALUE"
+            f"{SETTINGS[model.condition]}=VALUE"
             if model.condition != "none"
             else "diffcli train condition=label, or guidance=classifier guidance.ckpt=PATH",
         )
@@ -80,7 +81,7 @@ def _null_is_a_name(model: Model) -> bool:
 def vectors(wish: list | str, model: Model) -> Tensor:
     """The vectors (N, k) that `vector=` gives: one as a list, several as a list of lists or a .npy."""
     if model.condition != "vector":
-        fits = f"{model.condition}=VALUE" if model.condition != "none" else "diffcli train condition=vector data=array"
+        fits = f"{SETTINGS[model.condition]}=VALUE" if model.condition != "none" else "diffcli train condition=vector data=array"
         raise UsageError(f"vector={wish}: {model.source} takes no vector", fits)
     k = model.vector
     if isinstance(wish, str):
@@ -117,13 +118,13 @@ def _check_none(model: Model, found: Conditions) -> None:
 
 def as_unconditional(model: Model) -> None:
     """For a command that shows a model without conditions: say so.  Raises UsageError where it was never told nothing."""
-    if model.condition in ("label", "vector") and model.config.get("ckpt"):
+    if model.condition != "none" and model.config.get("ckpt"):
         if not model.drop:
             raise UsageError(
                 f"{model.source} was always told its {model.condition} (drop=0), and this command tells it nothing",
                 f"diffcli train condition={model.condition} drop=0.1",
             )
-        say(f"{model.source} is conditioned on a {model.condition}: what follows is of none (∅)")
+        say(f"{model.source} is conditioned on its {model.condition}: what follows is of none (∅)")
 
 
 def words(model: Model) -> list[str] | None:
