@@ -199,13 +199,12 @@ def _with_context(command: str, args: list[str]) -> list[str]:
 
 
 def _with_source(args: list[str]) -> list[str]:
-    """`source=NAME` as Hydra writes an option of `data` by another name, and what a source goes with where the user chose no other.
+    """`source=NAME` as Hydra writes an option of `data` by another name, and what goes with one where the user chose no other.
 
-    An experiment may have chosen too.  `source=none` is none.
+    An experiment may have chosen too.  `source=none`, the default, is left out: Hydra has no word for it.
     """
-    words = [f"data@{a}" if a.startswith("source=") else a for a in args]
-    words = ["data@source=null" if a in ("data@source=none", "data@source=null") else a for a in words]
-    if not any(a.startswith("data@") and a != "data@source=null" for a in words):
+    words = [f"data@{a}" if a.startswith("source=") else a for a in args if a not in ("source=none", "source=null")]
+    if not any(a.startswith("data@source=") for a in words):
         return words
     chosen = {a.lstrip("+").partition("=")[0] for a in args}
     if "experiment" in chosen:

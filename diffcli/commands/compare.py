@@ -199,7 +199,7 @@ def _sample(sampler, times, last, n: int, model: Model, device) -> tuple[Tensor,
     """x (n, *S) in model space, and the mean number of evaluations."""
     config = model.config
     dtype, size = getattr(torch, config["dtype"]), config["batch_size"]
-    given = {"last": last, "dtype": dtype, "device": device, "given": model.given}
+    given = {"last": last, "dtype": dtype, "device": device, "given": model.given, "start": model.starts}
     drawn = list(draw_samples(model.denoiser, sampler, times, model.shape, n, config["seed"], size, **given))
     return torch.cat([s.x.cpu() for s in drawn]), torch.cat([s.nfe.cpu() for s in drawn]).double().mean().item()
 

@@ -10,6 +10,7 @@ from diffcli.commands.common import typed
 from diffcli.commands.given import file_hash
 from diffcli.commands.guidance import label_names
 from diffcli.commands.model import Model
+from diffcli.commands.source import starts_from
 from diffcli.commands.walk import Walk
 from diffcli.data.base import Items
 from diffcli.data.pictures import is_image
@@ -109,6 +110,7 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
             "last": walk.last,
             "label": config["label"],
             "guidance": guidance_of(model),
+            **starts_from(model),
             "seed": config["seed"],
             "dtype": config["dtype"],
         }
@@ -116,6 +118,10 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
     if not protocol["data"]["held_out"]:
         warnings.append(f"the {config['split']} split of this data set is not held out from training")
     warnings += other_labels(model)
+    if model.side is not None and n * config["repeats"] > len(model.starts):
+        warnings.append(
+            f"the samples start from {len(model.starts)} items of the source, each more than once: the same sample again"
+        )
     if found.off_range > CLIPPED * found.values:
         share = found.off_range / found.values
         warnings.append(

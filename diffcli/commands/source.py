@@ -63,7 +63,16 @@ def source_of(config: dict, side: Data | None) -> dict[str, object]:
     return {"source": Source(side, config["dequantize"] == "uniform"), "noise": config["source_noise"]}
 
 
-def refuse_source(model: Model, command: str, reason: str, instead: str = "") -> None:
+def refuse_source(model: Model, reason: str, instead: str = "") -> None:
     """Raise UsageError for a model that starts from items in the place of noise."""
     if model.side is not None:
-        raise UsageError(f"{model.source} starts from the items of a source: {command} {reason}", instead)
+        raise UsageError(f"{model.source} starts from the items of a source: {reason}", instead)
+
+
+def starts_from(model: Model) -> dict[str, dict]:
+    """What a card says of where samples start: nothing for noise."""
+    if model.side is None:
+        return {}
+    node = model.config["source"]
+    rest = {k: v for k, v in node.items() if k not in ("_target_", "root", "file", "test_file", "val_file", "download")}
+    return {"source": {"set": node["_target_"].rpartition(".")[2], **rest, "split": "test"}}
