@@ -62,14 +62,15 @@ def test_a_seed_is_the_first_sample_of_that_seed(cli, tmp_path):
 
 
 def test_one_end_goes_with_several_others(cli, tmp_path):
+    """A pair is told its own entry of label=, at both of its ends and in each of its frames."""
     asked = ("a=[1,test:2,3]", "b=test:0", "frames=4", "steps=20")
-    assert cli("interpolate", *EXACT, *asked, "out=i").code == 0
-    assert cli("interpolate", *EXACT, "a=test:2", "b=test:0", "frames=4", "steps=20", "out=j").code == 0
+    assert cli("interpolate", *EXACT, *asked, "label=[0,1,2]", "out=i").code == 0
+    assert cli("interpolate", *EXACT, "a=test:2", "b=test:0", "frames=4", "steps=20", "label=1", "out=j").code == 0
     several, one = np.load(tmp_path / "i/frames.npy"), np.load(tmp_path / "j/frames.npy")
     assert several.shape == (3, 4, 2)
     assert np.allclose(several[1], one[0])
     assert record(tmp_path / "i")["results"]["pairs"] == [
-        [f"seed {1}", "test 0"],
+        ["seed 1", "test 0"],
         ["test 2", "test 0"],
         ["seed 3", "test 0"],
     ]
