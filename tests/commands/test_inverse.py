@@ -214,8 +214,10 @@ def test_a_mask_of_ones_own(cli, tmp_path, grey):
 def test_repaint_and_a_trajectory(cli, tmp_path, grey):
     """The sampler's evaluations are counted as they are: 3 steps of 2 passes."""
     more = ("guidance.method=replacement", "sampler=resample", "sampler.resamples=2", "trajectory=true")
-    done = cli("sample", f"ckpt={grey}", "task=inpaint", *more, *FEW, "out=run")
+    done = cli("sample", f"ckpt={grey}", "task=inpaint", "task.noise=0.1", *more, *FEW, "out=run")
     assert done.code == 0, done.err
+    y = np.load(tmp_path / "run/measured.npy")[0, 0]
+    assert np.allclose(y[2:6, 2:6], 8) and np.ptp(y[0]) > 0.1  # noise on what is known, and nothing where nothing is
     assert json.loads((tmp_path / "run/run.json").read_text())["nfe"]["mean"] == 3 * 2 + 1
     assert (tmp_path / "run/trajectory.gif").is_file()
     assert "would draw 6 samples" in cli("sample", f"ckpt={grey}", "task=inpaint", *FEW, "dry_run=true").out

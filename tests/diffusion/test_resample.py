@@ -11,7 +11,7 @@ from diffcli.diffusion.grid import UniformLam
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.guidance.posterior import Posterior
 from diffcli.diffusion.inverse import Mask
-from diffcli.diffusion.samplers import DDIM, RK45, Ancestral, Langevin, Resample, sample
+from diffcli.diffusion.samplers import DDIM, RK45, Ancestral, FixedGrid, Langevin, Resample, sample
 from diffcli.randomness import ItemNoise
 
 
@@ -79,6 +79,18 @@ def test_each_pass_starts_without_a_history():
     model, times, noise = Exact(sde, mixture_2d()), UniformLam()(sde, 6), ItemNoise(0, range(4), (2,), torch.float64)
     a, b = (sample(model, Resample(s, 2), noise(0), times, noise).x for s in (DDIM(), WALKS["dpmpp_2m"]))
     assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+    seen = []
+
+    class Remembering(FixedGrid):
+        kind, order, evaluations, memory = "sde", 1, 1, 3
+
+        def step(self, denoiser, xt, i, plan, history, noise):
+            seen.append((i, len(history)))
+            history.append(xt)
+            return denoiser(xt, plan.t[i])
+
+    sample(model, Resample(Remembering(), 2, 2), noise(0), times[:5], noise, last="stop")
+    assert seen == [(0, 0), (1, 1)] * 4
 
 
 @usual_paths
