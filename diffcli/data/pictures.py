@@ -12,7 +12,7 @@ from diffcli.data.gif import write_gif
 from diffcli.data.scatter import scatter
 from diffcli.errors import NumericalError, UsageError
 
-MOST_COLUMNS = 32  # with a word above each
+MOST_COLUMNS, FEW = 32, 6  # with a word above each; fewer than these come several times
 GRID_WIDTH = 640  # pixels at least: 8x8 digits are to be seen without zooming
 STRIP_WIDTH = 1000  # of a strip, whose columns have words above
 DPI = 128  # a power of 2, so that its size in inches is exact
@@ -25,8 +25,11 @@ def picture(x: ArrayLike, path: Path | str, data: Data, words: Sequence[str] | N
     words: item i is one of `words[i mod K]`; each has its column, or its colour.
     """
     if is_image(np.shape(x)[1:]):
-        by_word = words is not None and 2 <= len(words) <= MOST_COLUMNS
-        more = {"columns": len(words), "heads": words[: len(x)]} if by_word else {}
+        more = {}
+        if words is not None and 2 <= len(words) <= MOST_COLUMNS:
+            again = max(1, math.isqrt(len(x)) // len(words)) if len(words) < FEW else 1  # no tower of 2 columns
+            heads = [*words] * again
+            more = {"columns": len(heads), "heads": heads[: len(x)]}
         image_grid(x, path, data.transform.levels, **more)
     else:
         scatter({data.units: x}, path, words)
