@@ -25,7 +25,7 @@ OTHERS = (
     "last=",
     "label=",
 )  # of drawing
-OTHERS += ("guidance",)
+OTHERS += ("vector=", "guidance")
 
 
 def run(cfg) -> int:

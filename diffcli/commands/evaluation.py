@@ -109,6 +109,7 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
             "nfe": found.nfe.summary(),
             "last": walk.last,
             "label": config["label"],
+            "vector": config["vector"],
             "guidance": guidance_of(model),
             **starts_from(model),
             "seed": config["seed"],

@@ -17,7 +17,7 @@ from diffcli.metrics.features.base import check_items
 
 LOOKED = 1000  # samples that show whether they are in [0, 1] in the place of levels
 DRAWING = ("ckpt=", "network=", "sampler", "grid", "sde", "steps=", "nfe=", "last=", "weights=", "dtype=", "seed=")
-DRAWING += ("label=", "guidance")
+DRAWING += ("label=", "vector=", "guidance")
 
 
 def load_given(cfg) -> Model:
