@@ -59,6 +59,14 @@ def test_endings_move_no_pair_to_another_split(root, tmp_path):
     assert values(grey(root), "test") == before
 
 
+def test_partners_are_found_by_name_not_by_order(tmp_path):
+    """The endings put the files of the two sides in different orders."""
+    for name, value in (("p", 1), ("p.j", 2)):
+        flat(value, tmp_path / "input" / f"{name}.png")
+        flat(100 + value, tmp_path / "target" / f"{name}.bmp")
+    assert values(grey(tmp_path), "all") == ([101, 102], [1, 2])
+
+
 def test_sides_are_named(root):
     (root / "input").rename(root / "edges")
     (root / "target").rename(root / "photos")
