@@ -34,7 +34,7 @@ class ESM(Loss):
         require_score(denoiser, data.shape)
         self.target = self.make(data, self.bandwidth)
         require(
-            data.condition == "none" or (data.condition == "label" and self.make is Known),
+            data.condition in self.make.conditions,
             f"esm fits the score of all items, which is not that of each {data.condition}: take loss=dsm, or loss.target=known "
             "with data=mixture condition=label",
         )
@@ -52,7 +52,9 @@ class ESM(Loss):
 
 
 class Known:
-    """The data's own density, a Gaussian mixture; x is the item noised."""
+    """The data's own density, a Gaussian mixture; x is the item noised.  conditions: given which it knows the score."""
+
+    conditions = ("none", "label")
 
     def __init__(self, data: TrainingSet, bandwidth):
         require(
@@ -66,6 +68,8 @@ class Known:
 
 class Estimated:
     """The items' kernel density estimate; x is the item widened and noised."""
+
+    conditions = ("none",)
 
     def __init__(self, data: TrainingSet, bandwidth):
         items = data.items()
