@@ -22,7 +22,11 @@ class Posterior(Wrapper):
     dps          `C^T A'^T r / s^2`, which takes p(y | x_t) for N(A(x0_hat), s^2 I): any A that can be differentiated
     replacement  masks alone: the known coordinates of x0_hat become y, without a derivative
     The first three are `scale` times that, of pigdm and dps at most the multiple of it at which `||y - A x0_hat||` is least.
-    operator is set up; noise is s >= 0; an evaluation of the model counts once, however often it is differentiated.
+    Under a mask without noise (s = 0) known coordinates become y by every method; replacement does so under noise too, which
+    then stays in them.  operator is set up; an evaluation of the model counts once, however often it is differentiated.
+
+    dps knows nothing of Cov(x0 | x_t): for data N(0, c^2 I), A = I and `a = c^2/(2 s^2) <= 1/2` its PF-ODE ends in the law
+    N(2 sqrt(a) F(sqrt(a)) y, c^2 e^{-2a} I), F Dawson's function, in place of N(2a/(1 + 2a) y, c^2/(1 + 2a) I): too narrow.
 
     measurement: y (B, *M); other conditions go to the denoiser inside.  Raises ValueError for a model, a method and an operator
     that do not go together.
@@ -63,16 +67,21 @@ class Posterior(Wrapper):
         )
         self.operator, self.noise, self.scale = operator, float(noise), float(scale)
         self.data_std, self.iterations, self.method, self._way = float(data_std), iterations, method, ways[method]
+        # E[x0 | x_t, y] is y there, whatever a method makes of it
+        self._known = operator.known is not None and scale > 0 and (noise == 0 or self._way is None)
 
     def parts(self, xt: Tensor, t: Tensor, measurement: Tensor | None = None, **cond):
         require(measurement is not None, "a posterior needs its measurement")
         if self._way is None:
             c_skip, c_out, out = self.inner.evaluate(xt, t, **cond)
+        else:
+            at = _At(self.inner, xt, t, cond)
+            delta = self.scale * self._way(at, self.operator.residual(measurement, at.x0))
+            c_skip, c_out, out = at.c_skip, at.c_out, at.out + delta / match(at.c_out, xt)
+        if self._known:
             fixed = (measurement - match(c_skip, xt) * xt) / match(c_out, xt)
-            return c_skip, c_out, torch.where(self.operator.known, fixed, out)
-        at = _At(self.inner, xt, t, cond)
-        delta = self.scale * self._way(at, self.operator.residual(measurement, at.x0))
-        return at.c_skip, at.c_out, at.out + delta / match(at.c_out, xt)
+            out = torch.where(self.operator.known, fixed, out)
+        return c_skip, c_out, out
 
     def _jacobian(self, at: "_At", r: Tensor) -> Tensor:
         def back(u):
