@@ -38,6 +38,7 @@ from diffcli.diffusion.prediction import Eps
 from diffcli.diffusion.samplers import DDIM, Ancestral, sample
 from diffcli.diffusion.schedule import Geometric, Linear
 from diffcli.diffusion.sde import VE, VP
+from diffcli.diffusion.sde.one import OneLevel
 from diffcli.randomness import ItemNoise
 from diffcli.sampling import Conditions, draw_samples
 
@@ -119,7 +120,7 @@ class Known(Exact):
 
     def parts(self, xt, t, label=None):
         c_skip, c_out, plain = super().parts(xt, t)
-        return c_skip, c_out, plain + (1 + self.gamma) * (super().parts(xt, t, self.given)[2] - plain)
+        return c_skip, c_out, plain + (1 + self.gamma) * (super().parts(xt, t, label=self.given)[2] - plain)
 
     def score(self, xt, t, **cond):
         return self.parts(xt, t)[2]
@@ -402,6 +403,16 @@ def test_what_is_seen_is_the_guided_estimate():
     assert torch.equal(seen[0][0], model(x, times[0], label=label))
 
 
+def test_a_level_without_noise_is_guided_in_its_score():
+    """x0_hat is x there, whatever the guidance."""
+    sde, x, t, label = OneLevel(1.0, 0.0), normal(0, 4, 2), f64(0.0)[0], LABELS
+    exact, classifier = Exact(sde, mixture_2d()), ExactClassifier(sde, mixture_2d(), NAMES)
+    truth = closed_form(sde, x, t, label, 2.0)
+    for model in (ClassifierFree(exact, 2.0), ClassifierGuided(exact, classifier, 2.0)):
+        assert close(model.score(x, t, label=label), truth)
+        assert torch.equal(model(x, t, label=label), x)
+
+
 def tilted(gamma: float) -> tuple[float, float]:
     """Mean and variance of `p(x|y) p(y|x)^gamma` for `line`, by a sum over a fine grid."""
     x = torch.linspace(-15, 15, 300001, dtype=torch.float64)
@@ -451,6 +462,7 @@ def test_refusals():
         (lambda: ClassifierGuided(exact, posterior, names=["a", "b", "d"]), "tells apart a, b, c"),
         (lambda: ClassifierGuided(exact, posterior, model="both"), "unconditional"),
         (lambda: Autoguided(exact, free), "free field"),
+        (lambda: Autoguided(Exact(OneLevel(1.0, 0.0), mixture_2d()), exact), "without noise"),
         (lambda: Autoguided(exact, Exact(VE(Geometric(1e-5, 1e-4)), mixture_2d()), interval=[0.5, 1.0]), "less noise"),
     ):
         with pytest.raises(ValueError, match=what):

@@ -237,6 +237,15 @@ def test_no_network_drives_it_out_of_bounds(sde, method, noise):
     assert (misfit[1] < 0.9 * misfit[0]).sum() > 4 or method == "dps"
 
 
+def test_the_measurement_is_fitted_though_a_network_has_no_symmetric_jacobian():
+    sde, operator = SDES["vp"], operator_of(normal(3, 3, 8))
+    model = Posterior(Eps(sde, Rough(8)), operator, iterations=3)  # as many as there are measurements
+    t = torch.linspace(0.05, 0.95, 16, dtype=torch.float64)
+    x, y = normal(4, 16, 8), normal(5, 16, 3)
+    before = (y - operator(model.inner(x, t))).norm(dim=1)
+    assert ((y - operator(model(x, t, measurement=y))).norm(dim=1) < 1e-6 * before).all()
+
+
 @usual_paths
 @pytest.mark.parametrize("method", METHODS)
 def test_known_coordinates_are_kept_and_the_others_vary(sde, method):
@@ -328,7 +337,10 @@ def test_replacement_needs_no_derivative_and_the_others_do():
     x, t = normal(4, 3, 2), f64(0.5).expand(3)
     with torch.no_grad():
         Posterior(Eps(SDES["vp"], Proud()), mask, method="replacement")(x, t, measurement=x)
+        make("dpm_taylor").setup(Posterior(Eps(SDES["vp"], Proud()), mask, method="replacement"))
         for method in METHODS[:3]:
+            with pytest.raises(ValueError, match="gradient inside it"):  # which differentiates forward
+                make("dpm_taylor").setup(Posterior(Eps(SDES["vp"], Proud()), mask, method=method))
             with pytest.raises(AssertionError):
                 Posterior(Eps(SDES["vp"], Proud()), mask, method=method)(x, t, measurement=x)
 

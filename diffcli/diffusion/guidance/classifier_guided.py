@@ -84,7 +84,8 @@ class ClassifierGuided(Guided):
         gamma = self.strength(t)
         if is_none(gamma) or label is None:
             return c_skip, c_out, out
-        weight = gamma * self.sde.sigma(t) ** 2 / (self.sde.alpha(t) * c_out)
+        change = gamma * self.sde.sigma(t) ** 2 / self.sde.alpha(t)
+        weight = torch.where(change == 0, 0.0, change / c_out)  # without noise x0_hat is x, and c_out may be 0
         return c_skip, c_out, out + match(weight, out) * self.gradient(xt, t, label)
 
     def score(self, xt, t, label=None, **cond):

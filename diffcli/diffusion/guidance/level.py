@@ -26,13 +26,15 @@ def reach(sde: SDE, other: SDE) -> float:
 class AtLevel(Denoiser):
     """A denoiser asked at the levels of another SDE, as `Rescaled`, whose time range stays as it is.
 
-    A level beyond its own range is asked at the nearest one in it.  Raises ValueError for a free field, and for a model of one
-    level.
+    A level beyond its own range is asked at the nearest one in it.  Raises ValueError for a free field, for a model of one
+    level, and for an SDE whose one level has no noise.
     """
 
     def __init__(self, sde: SDE, inner: Denoiser):
         super().__init__(sde)
         require(inner.posterior_mean, "the model that guides is a free field (cnf, source), made for its own SDE alone")
+        clean = sde.sigma(torch.tensor(sde.t_min, dtype=torch.float64)).item() == 0
+        require(not clean, "a model without noise (level.sigma=0) has no x0_hat that another's could be compared with")
         require(inner.sde.is_process, "the model that guides is of one noise level (levels=one), and knows no other")
         self.inner = inner
 

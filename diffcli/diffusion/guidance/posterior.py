@@ -67,6 +67,7 @@ class Posterior(Wrapper):
         )
         self.operator, self.noise, self.scale = operator, float(noise), float(scale)
         self.data_std, self.iterations, self.method, self._way = float(data_std), iterations, method, ways[method]
+        self.double_backward |= self._way is not None  # its parts differentiate the network
         # E[x0 | x_t, y] is y there, whatever a method makes of it
         self._known = operator.known is not None and scale > 0 and (noise == 0 or self._way is None)
 
