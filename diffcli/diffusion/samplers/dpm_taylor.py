@@ -46,8 +46,8 @@ class DPMTaylor(FixedGrid):
         inside = any(getattr(m, "double_backward", False) for m in denoiser.modules())
         require(
             self.order == 1 or not inside,
-            "dpm_taylor differentiates the model forward, and a gradient inside it (energy, classifier, posterior) has no such derivative:"
-            " sampler=dpm3, or sampler.order=1",
+            "dpm_taylor differentiates the model forward, and a gradient inside it (energy, classifier, posterior) has no such"
+            " derivative: sampler=dpm3, or sampler.order=1",
         )
 
     def plan(self, sde, times):
