@@ -98,7 +98,8 @@ class Velocity(Prediction):
     """F = u = alpha' x0 + sigma' eps, the PF-ODE's right-hand side: `x0 = (sigma' xt - sigma F) / (alpha sigma' - alpha' sigma)`.
 
     free: the field of any ODE between data and prior (a continuous normalizing flow), or the items of a source; its other
-    readings are then only other forms of the same ODE, and x0_hat is no posterior mean.  Raises ValueError for a single noise level.
+    readings are then only other forms of the same ODE, and x0_hat is no posterior mean.
+    Raises ValueError for a single noise level.
     Lipman et al. 2023, eq. 10, arXiv:2210.02747; Albergo & Vanden-Eijnden 2023, arXiv:2209.15571.
     """
 

@@ -45,7 +45,9 @@ class PathIntegral(LogDensity):
         self.grid = grid
 
     def setup(self, denoiser: Denoiser, data: TrainingSet) -> None:
-        require(denoiser.posterior_mean, "the model is a free field (cnf, source), which has no score: take likelihood=ode")
+        require(
+            denoiser.posterior_mean, "the model is a free field (cnf, source), which has no score: take likelihood=ode"
+        )
         self.t, d = level(denoiser, self.wanted), math.prod(data.shape)
         self.normalised = d <= 2 and self.grid > 0
         wrong = f"reference must have {d} numbers, got {len(self.reference or ())}"
