@@ -199,3 +199,16 @@ def test_what_cannot_be_solved_is_solved_by_least_squares(dtype):
     # neither is a matrix that is nothing, nor an item that asks for nothing, a division by zero
     assert solve(torch.zeros_like, lambda y: y, 0.0, torch.ones(1, 3, dtype=dtype), 5).isfinite().all()
     assert solve(lambda x: x @ a, lambda y: y @ a, 0.1, torch.zeros(1, 3, dtype=dtype), 5).abs().max() == 0
+
+
+def test_an_item_rests_when_it_is_done_whatever_its_neighbours_need():
+    scales = torch.logspace(0, 2, 6, dtype=torch.float64)
+    b = torch.cat(
+        [torch.full((1, 6), 1.0).double() * f64(1, 0, 0, 0, 1, 0), normal(3, 1, 6)]
+    )  # two scales, and all six
+
+    def run(b):
+        return solve(lambda x: x, lambda y: y * scales, 0.1, b, 40)
+
+    assert torch.equal(run(b), torch.cat([run(b[:1]), run(b[1:])]))
+    assert torch.allclose(run(b), b * scales / (scales + 0.1), rtol=1e-10)
