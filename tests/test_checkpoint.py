@@ -376,6 +376,40 @@ def test_the_command_line_refuses_forged_configs(cli, content, tmp_path, marked)
     assert not (tmp_path / "here").exists()
 
 
+SIDES = {
+    "source of no class": {"source": 5},
+    "source that runs": {"source": {"_target_": "os.system", "command": "touch ran"}},
+    "source that is no data": {"source": {"_target_": "diffcli.diffusion.schedule.Linear"}},
+    "condition of no name": {"condition": ["label"]},
+    "condition that there is not": {"condition": "colour"},
+    "label without names": {"condition": "label"},
+    "names without label": {"class_names": ["a", "b"]},
+    "names of no list": {"condition": "label", "class_names": "ab"},
+    "names of no words": {"condition": "label", "class_names": [0, 1]},
+    "drop of no number": {"condition": "label", "class_names": ["a", "b"], "drop": "x"},
+    "drop beyond 1": {"condition": "label", "class_names": ["a", "b"], "drop": 2},
+}
+
+
+@pytest.mark.parametrize("row", SIDES)
+def test_forged_sources_and_conditions_are_refused(cli, content, tmp_path, row):
+    """Of the model itself, and of a second one that guides it or decodes its latents."""
+    torch.save(content, tmp_path / "good.ckpt")
+    torch.save(content | {"config": content["config"] | SIDES[row]}, tmp_path / "forged.ckpt")
+    beside = ("sample", "ckpt=good.ckpt", "guidance=autoguidance", "guidance.ckpt=forged.ckpt")
+    for words in (("sample", "ckpt=forged.ckpt"), beside, ("encode", "ckpt=good.ckpt", "to=forged.ckpt")):
+        refused(cli(*words, "out=here"))
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "here").exists()
+
+
+def test_as_many_names_as_the_network_has_classes(tmp_path):
+    config = {"denoiser": {"network": {"classes": 2}}, "condition": "label", "drop": 0.1}
+    assert checkpoint.conditioning(config | {"class_names": ["a", "b"]}, tmp_path) == ("label", ["a", "b"], 0.1, 0)
+    with pytest.raises(CheckpointError, match="does not say"):
+        checkpoint.conditioning(config | {"class_names": ["a", "b", "c"]}, tmp_path)
+
+
 def test_trust_is_for_what_the_package_defines(content, tmp_path, monkeypatch):
     (tmp_path / "trustedforge.py").write_text(
         "from os import system\nfrom torch.nn import Linear\nfrom diffcli.networks.mlp import MLP\n"

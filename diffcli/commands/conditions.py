@@ -78,10 +78,31 @@ def _null_is_a_name(model: Model) -> bool:
     return typed("label=") and "null" in model.class_names
 
 
+def check_own_labels(model: Model) -> None:
+    """Raise UsageError where the labels of the data are not those that the model knows."""
+    theirs, ours = list(model.data.class_names), label_names(model)
+    if not theirs:
+        raise UsageError("label=own: these data have no labels", f"label={ours[0]}, or the data trained on")
+    if theirs != ours:
+        said = (", ".join(names[:4]) for names in (theirs, ours))
+        raise UsageError("label=own: the data's labels are {}, …, the model knows {}, …".format(*said), "label=NAME")
+
+
+def own_labels(model: Model, y: Tensor) -> Tensor:
+    """The labels y (B,) of items as they are.  Raises UsageError for none where the model was always told one."""
+    if not model.drop and bool((y < 0).any()):
+        raise UsageError("label=own: items without a label, and the model was always told one (drop=0)", "label=NAME")
+    return y
+
+
 def vectors(wish: list | str, model: Model) -> Tensor:
     """The vectors (N, k) that `vector=` gives: one as a list, several as a list of lists or a .npy."""
     if model.condition != "vector":
-        fits = f"{SETTINGS[model.condition]}=VALUE" if model.condition != "none" else "diffcli train condition=vector data=array"
+        fits = (
+            f"{SETTINGS[model.condition]}=VALUE"
+            if model.condition != "none"
+            else "diffcli train condition=vector data=array"
+        )
         raise UsageError(f"vector={wish}: {model.source} takes no vector", fits)
     k = model.vector
     if isinstance(wish, str):

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.commands.common import pick_device, recorded
-from diffcli.commands.latents import decode_all, plan_encoding, prepare, read_npy
-from diffcli.commands.model import Model
+from diffcli.commands.latents import decode_all, plan_encoding, prepare
+from diffcli.commands.model import Model, read_states
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.walk import nfe_summary, nfe_text
 from diffcli.data.pictures import is_image, picture, write_pngs
@@ -24,7 +24,7 @@ def run(cfg) -> int:
     encoding = plan_encoding(model, cfg.last)
     file = latents_file(model.config["input"])
     model.config["input"] = str(file)
-    z = read_npy(file, model.shape, "input")[: cfg.n]
+    z = read_states(file, model, "input")[: cfg.n]
     path = choose("decode", model.config)
     if file.resolve().parent == path.resolve():
         raise UsageError(f"out={path} is the run that the latents belong to", "another out=DIR")

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from diffcli.commands.common import pick_device, recorded, typed
-from diffcli.commands.guidance import label_names
+from diffcli.commands.conditions import check_own_labels, own_labels
 from diffcli.commands.latents import (
     decode_all,
     encode_all,
     errors,
-    other_model,
     plan_encoding,
     prepare,
+    prepare_other,
     wants_own_labels,
 )
 from diffcli.commands.model import Model, check_shape
@@ -87,29 +87,19 @@ def _items(model: Model) -> Tensor:
         x, y = items.__getitems__(range(n))
         check_shape(model, x.shape[1:], "the data")
         if wants_own_labels(model):
-            model.given = _own_labels(model, y)
+            check_own_labels(model)
+            model.given = Conditions(label=own_labels(model, y))
     bad = ~x.double().flatten(1).isfinite().all(1)
     if bool(bad.any()):
         raise UsageError(f"item {int(bad.int().argmax())} of the input is not finite")
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _own_labels(model: Model, y: Tensor) -> Conditions:
-    """Each item told its own label.  Raises UsageError for labels that the model does not know."""
-    names = label_names(model)
-    if not names or int(y.max()) >= len(names):
-        raise UsageError(
-            f"label=own: {model.source} knows {len(names)} labels, and the data have {int(y.max()) + 1}",
-            "a model trained with condition=label on these data",
-        )
-    return Conditions(label=y)
-
-
 def _other(model: Model, device: torch.device) -> tuple[Model | None, Encoding | None]:
     """The model of to= and its way, the same sampler and grid on its own SDE.  Raises UsageError where it does not fit."""
     if model.config["to"] is None:
         return None, None
-    other = other_model(str(Path(model.config["to"]).expanduser()), model.config, device)
+    other = prepare_other(str(Path(model.config["to"]).expanduser()), model, device)
     if other.shape != model.shape:
         raise UsageError(
             f"the latents of {model.source} have the shape {model.shape}, and to={other.source} takes {other.shape}",

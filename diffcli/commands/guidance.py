@@ -6,9 +6,8 @@ import torch
 
 from diffcli import checkpoint
 from diffcli.commands.build import build, check, check_type, locate
-from diffcli.commands.model import Model, check_shape
+from diffcli.commands.model import Model, check_shape, other_model
 from diffcli.commands.run_folder import say
-from diffcli.data.base import Data
 from diffcli.data.transform import Transform
 from diffcli.diffusion.classifier import Classifier
 from diffcli.diffusion.guidance import Autoguided, ClassifierFree, ClassifierGuided, ExactClassifier
@@ -71,32 +70,27 @@ def _autoguided(model: Model, node: dict) -> tuple[dict, str]:
             "guidance=autoguidance needs a second, worse model",
             "guidance.ckpt=PATH of a smaller model of the same data, or of an earlier step",
         )
-    trust, path = model.config["trust"], node["ckpt"]
-    content = checkpoint.read(path)
-    other, trained = checkpoint.build_denoiser(content["config"]["denoiser"], trust), content["config"]
-    checkpoint.load_weights(other, content, _weights(node), path)
-    check_shape(model, content["shape"], f"guidance.ckpt={path}")
-    checkpoint.check_node(trained["data"], (Data,), trust, "data")
-    _check_space(model, build(trained["data"], "data").transform, path)
-    condition = trained.get("condition") or "none"
+    path = node["ckpt"]
+    other = other_model(path, model.config, _weights(node))
+    check_shape(model, other.shape, f"guidance.ckpt={path}")
+    _check_space(model, other.data.transform, path)
     asked = [name for name in TOLD if name in _tables(model)]
-    told = condition in asked
-    if told and condition == "label" and (trained.get("class_names") or []) != model.class_names:
+    told = other.condition in asked
+    if told and other.class_names != model.class_names:
         raise UsageError(
-            f"guidance.ckpt={path} knows the labels {_some(trained.get('class_names') or [])},"
-            f" the model {_some(model.class_names)}",
+            f"guidance.ckpt={path} knows the labels {_some(other.class_names)}, the model {_some(model.class_names)}",
             "two models of the same data",
         )
-    if not told and condition != "none" and not trained.get("drop"):
+    if not told and other.condition != "none" and not other.drop:
         raise UsageError(
-            f"guidance.ckpt={path} was always told its {condition} (drop=0), and here there is none",
-            f"{condition}=VALUE, or another guidance.ckpt",
+            f"guidance.ckpt={path} was always told its {other.condition} (drop=0), and here there is none",
+            f"{other.condition}=VALUE, or another guidance.ckpt",
         )
     scale = _scale(node)
     what = "the same conditions" if told else "no condition" if asked else ""
     text = f"x0_hat {_signed(scale)} (x0_hat - x0_other), the other {path}" + (f", told {what}" if what else "")
     text += f"; as x0_other + w (x0_hat - x0_other): w = {1 + scale:g}"
-    return {"other": other, "told": told}, text + _where(node) + _rescaled(node)
+    return {"other": other.denoiser, "told": told}, text + _where(node) + _rescaled(node)
 
 
 def _classifier_guided(model: Model, node: dict) -> tuple[dict, str]:

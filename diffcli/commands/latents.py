@@ -1,20 +1,17 @@
 """What encode, decode and interpolate have in common: a model, an ODE sampler walked either way, items batch by batch."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffcli import checkpoint
-from diffcli.commands.build import build
-from diffcli.commands.conditions import conditions
+from diffcli.commands.conditions import as_unconditional, conditions
 from diffcli.commands.guidance import guide, label_names
-from diffcli.commands.model import Model, check_process, load_model
+from diffcli.commands.model import Model, check_process, load_model, other_model
+from diffcli.commands.source import refuse_source
 from diffcli.commands.walk import Walk, plan_walk, within_floats
-from diffcli.data.base import Data
 from diffcli.diffusion.encoding import Encoding
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Samples
@@ -31,7 +28,7 @@ def prepare(cfg, device: torch.device, own: bool = False) -> Model:
     Raises UsageError for a model that has no latents.
     """
     model = load_model(cfg, device)
-    _check_latents(model, model.side)
+    _check_latents(model)
     if own and wants_own_labels(model) and label_names(model):
         model.given = Conditions(label=torch.tensor([0]))  # until the items are read
     else:
@@ -45,32 +42,23 @@ def wants_own_labels(model: Model) -> bool:
     return model.config["label"] == "own" and "own" not in label_names(model)
 
 
-def other_model(path: str, config: dict, device: torch.device) -> Model:
-    """A second model beside that of `config`, by its checkpoint alone.  Raises as `prepare`."""
-    content = checkpoint.read(path)
-    trained, trust = content["config"], config["trust"]
-    denoiser = checkpoint.build_denoiser(trained["denoiser"], trust)
-    checkpoint.load_weights(denoiser, content, config["weights"], path)
-    checkpoint.check_node(trained["data"], (Data,), trust, "data")
-    denoiser.to(device).to(getattr(torch, config["dtype"])).eval().requires_grad_(False)
-    model = Model(denoiser, build(trained["data"], "data"), tuple(content["shape"]), str(path), config)
-    model.condition = trained.get("condition") or "none"
-    _check_latents(model, trained.get("source"))
-    return model
+def prepare_other(path: str, model: Model, device: torch.device) -> Model:
+    """A second model, by its checkpoint alone, told nothing of the items.  Raises as `prepare`."""
+    other = other_model(path, model.config, model.config["weights"])
+    other.denoiser.to(device).to(getattr(torch, model.config["dtype"])).eval().requires_grad_(False)
+    _check_latents(other)
+    as_unconditional(other)
+    return other
 
 
-def _check_latents(model: Model, source) -> None:
+def _check_latents(model: Model) -> None:
     check_process(model)
     if model.condition == "image":
         raise UsageError(
             f"{model.source} is told an image of each item (condition=image), and encoding tells it none",
             "diffcli sample input=FILE.png, or a model without condition=image",
         )
-    if source is not None:
-        raise UsageError(
-            f"{model.source} starts from the items of a source, not from noise: it has no latents",
-            "diffcli sample input=FILE.png, or a model without source=",
-        )
+    refuse_source(model, "it has no latents", "diffcli sample input=FILE.png, or a model without source=")
 
 
 def plan(model: Model, last: str | None = "stop") -> Walk:
@@ -160,23 +148,3 @@ def errors(x: Tensor | np.ndarray, y: Tensor | np.ndarray) -> np.ndarray:
     """The r.m.s. difference of the values of each item, (n,), float64."""
     difference = (np.asarray(x, np.float64) - np.asarray(y, np.float64)).reshape(len(x), -1)
     return np.sqrt(np.square(difference).mean(1))
-
-
-def read_npy(path: Path, shape: tuple[int, ...], key: str) -> Tensor:
-    """The latents (n, *shape) of a file.  Raises UsageError for what is none."""
-    try:
-        z = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"{key}={path}: there is no such file") from None
-    except (OSError, ValueError, EOFError):
-        raise UsageError(f"{key}={path} is no .npy file of numbers") from None
-    if not isinstance(z, np.ndarray) or z.dtype.kind not in "fiu" or z.ndim < 2 or len(z) == 0:
-        raise UsageError(f"{key}={path} must hold numbers of shape (n, {', '.join(map(str, shape))})")
-    if z.shape[1:] != shape:
-        raise UsageError(
-            f"{key}={path} has latents of shape {z.shape[1:]}, the model takes {shape}",
-            "latents of a model of the same shape",
-        )
-    if not np.isfinite(z).all():
-        raise UsageError(f"{key}={path} holds values that are not finite")
-    return torch.from_numpy(z.astype(np.float64))

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffcli import checkpoint
 from diffcli.advice import nearest
@@ -130,6 +131,19 @@ def _from_checkpoint(cfg) -> Model:
     return model
 
 
+def other_model(path: str, config: dict, weights: str) -> Model:
+    """A second model beside that of `config`, as it was trained.  Raises UsageError, CheckpointError as `load_model`."""
+    content = checkpoint.read(path)
+    trained, trust = content["config"], config["trust"]
+    denoiser = checkpoint.build_denoiser(trained["denoiser"], trust)
+    checkpoint.load_weights(denoiser, content, weights, Path(path))
+    checkpoint.check_node(trained["data"], (Data,), trust, "data")
+    side, data = _side(trained.get("source"), {}, trust), build(trained["data"], "data")
+    model = Model(denoiser, data, tuple(content["shape"]), path, config | {"ckpt": path}, side=side)
+    model.condition, model.class_names, model.drop, model.vector = checkpoint.conditioning(trained, Path(path))
+    return model
+
+
 def _side(node: dict | None, config: dict, trust: str | None) -> Data | None:
     """The data set that samples start from, with the user's changes, which become part of `config`."""
     changes = config.pop("source", None)
@@ -137,8 +151,8 @@ def _side(node: dict | None, config: dict, trust: str | None) -> Data | None:
         raise UsageError("source.* is of a model between two data sets, and this one starts from noise")
     if node is None:
         return None
-    _change(node, changes or {}, "source")
     checkpoint.check_node(node, (Data,), trust, "source")
+    _change(node, changes or {}, "source")
     config["source"] = node
     return build(node, "source")
 
@@ -177,6 +191,22 @@ def check_shape(model: Model, shape, what: str) -> None:
     """Raise UsageError unless items of this shape fit the model."""
     if tuple(shape) != model.shape:
         raise UsageError(f"{what} has items of shape {tuple(shape)}, the model takes {model.shape}")
+
+
+def read_states(path: Path, model: Model, key: str) -> Tensor:
+    """Latents, or x at t_max, (n, *S) float64 of the model's shape from a .npy.  Raises UsageError for what is none."""
+    try:
+        z = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UsageError(f"{key}={path}: there is no such file") from None
+    except (OSError, ValueError, EOFError):
+        raise UsageError(f"{key}={path} is no .npy file of numbers") from None
+    if not isinstance(z, np.ndarray) or z.dtype.kind not in "fiu" or z.ndim < 2 or len(z) == 0:
+        raise UsageError(f"{key}={path} must hold numbers of shape (n, {', '.join(map(str, model.shape))})")
+    check_shape(model, z.shape[1:], f"{key}={path}")
+    if not np.isfinite(z).all():
+        raise UsageError(f"{key}={path} holds values that are not finite")
+    return torch.from_numpy(z.astype(np.float64))
 
 
 def parameters(denoiser: nn.Module) -> int:

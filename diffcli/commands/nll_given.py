@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffcli.commands.conditions import conditions
+from diffcli.commands.conditions import check_own_labels, conditions, own_labels
 from diffcli.commands.model import Model
 from diffcli.commands.pairs import check_images
 from diffcli.data.base import Items
@@ -22,8 +22,7 @@ def told(model: Model, items: Items) -> Told:
     config, name = model.config, model.condition
     wish = "own" if name == "image" else config.get(name) if name in ("label", "vector") else None
     if wish == "own":
-        _check_own(model, items)
-        model.config = config | {name: None}
+        _check_own(model)
     elif wish == "all" or (name == "label" and isinstance(wish, list)):
         raise UsageError(f"label={wish}: nll tells the model one label of an item", "label=own, or label=NAME")
     elif wish is None and name in ("label", "vector") and not model.drop:
@@ -32,7 +31,6 @@ def told(model: Model, items: Items) -> Told:
             f"{name}=own, the density of each item given its own",
         )
     given = conditions(model) if wish != "own" else None
-    model.config = config
     if (wish is not None or given is not None) and not config["likelihood"]["_target_"].endswith(".Likelihood"):
         raise UsageError(
             f"this likelihood asks the model at points that are no items, which have no {name}", "likelihood=ode"
@@ -40,7 +38,7 @@ def told(model: Model, items: Items) -> Told:
 
     def tell(indices, y, dtype, device):
         if wish == "own":
-            mine = y if name == "label" else items.given(indices, name)
+            mine = own_labels(model, y) if name == "label" else items.given(indices, name)
             if name == "image":
                 mine = model.data.transform.encode(mine)
             return {name: mine.to(device=device, dtype=None if name == "label" else dtype)}
@@ -49,21 +47,12 @@ def told(model: Model, items: Items) -> Told:
     return tell
 
 
-def _check_own(model: Model, items: Items) -> None:
+def _check_own(model: Model) -> None:
     data, name = model.data, model.condition
     if name == "image":
-        return check_images(model)
-    if name == "vector":
-        if data.vector != model.vector:
-            has = f"vectors of {data.vector}" if data.vector else "no vectors"
-            raise UsageError(f"vector=own: the data have {has}, the model takes {model.vector} numbers", "vector=[…]")
-        return
-    if not data.classes:
-        raise UsageError(
-            "label=own: these data have no labels", f"label={model.class_names[0]}, or the data trained on"
-        )
-    if list(data.class_names) != model.class_names:
-        theirs, ours = (", ".join(names[:4]) for names in (data.class_names, model.class_names))
-        raise UsageError(f"label=own: the data's labels are {theirs}, …, the model knows {ours}, …", "label=NAME")
-    if not model.drop and bool((items.__getitems__(range(min(len(items), 1)))[1] < 0).any()):
-        raise UsageError("label=own: items without a label, and the model was always told one (drop=0)", "label=NAME")
+        check_images(model)
+    elif name == "label":
+        check_own_labels(model)
+    elif data.vector != model.vector:
+        has = f"vectors of {data.vector}" if data.vector else "no vectors"
+        raise UsageError(f"vector=own: the data have {has}, the model takes {model.vector} numbers", "vector=[…]")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from diffcli.commands.build import locate
 from diffcli.commands.common import chosen, typed
 from diffcli.commands.model import Model
 from diffcli.data.base import Data
-from diffcli.data.inputs import files, read_inputs
+from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of, pair_grid
 from diffcli.data.pictures import write_pngs
 from diffcli.diffusion.denoiser import Denoiser
@@ -70,7 +69,7 @@ def pairs(model: Model) -> Pairs:
     """
     config = model.config
     if config.get("input") is not None:
-        return _own(config["input"], image_shape(model), model.data.transform.levels)
+        return Pairs(*read_named(config["input"], image_shape(model), model.data.transform.levels))
     check_images(model, "input=FILE.png or a folder, or ")
     items = model.data.split(config.get("split") or "test")
     count = min(len(items), math.ceil(config["n"] * config.get("repeats", 1) / (config.get("each") or 1)))
@@ -92,15 +91,6 @@ def check_images(model: Model, instead: str = "") -> None:
 def image_shape(model: Model) -> tuple[int, ...]:
     """The shape (C', H, W) of the image that the model's network is given."""
     return next(part.image for part in model.denoiser.modules() if isinstance(part, Concatenated))
-
-
-def _own(paths, shape: tuple[int, ...], levels: int | None) -> Pairs:
-    parts, names = [], []
-    for file in files(paths):
-        x = read_inputs(str(file), shape, levels)
-        parts.append(x)
-        names += [file.stem] if len(x) == 1 else [f"{file.stem}_{i:06d}" for i in range(len(x))]
-    return Pairs(torch.cat(parts), names)
 
 
 def write_pairs(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:

@@ -11,7 +11,7 @@ from diffcli.commands.conditions import conditions, words, write_told
 from diffcli.commands.guidance import guide
 from diffcli.commands.inverse import inverse
 from diffcli.commands.inverse_report import write_inverse
-from diffcli.commands.model import Model, check_shape, load_model
+from diffcli.commands.model import Model, load_model, read_states
 from diffcli.commands.pairs import write_pairs
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.starts import take_inputs, write_translations
@@ -36,7 +36,8 @@ def run(cfg) -> int:
         raise UsageError(f"devices={cfg.devices} goes with neither trajectory=true nor start=", "devices=1")
     path = choose("sample", model.config)
     if cfg.dry_run:
-        say(f"would draw {model.config['n']} samples of shape {model.shape} in {len(walk.times) - 1} steps from {model.source}")
+        n, steps = model.config["n"], len(walk.times) - 1
+        say(f"would draw {n} samples of shape {model.shape} in {steps} steps from {model.source}")
         return 0
     folder = create(path, "sample", model.config)
     with recorded(folder):
@@ -64,7 +65,9 @@ def run(cfg) -> int:
             "t_end": float(walk.sampler.end(walk.times)),
             "guidance": model.guidance or None,
             "sampling_seconds": round(seconds, 3),
-        } | told | figures
+            **told,
+            **figures,
+        }
         folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
     say(f"{len(x)} samples, {nfe_text(nfe)} network evaluations each, {seconds:.1f} s, from {model.source}")
     for file in files:
@@ -76,20 +79,9 @@ def _start(model: Model) -> torch.Tensor | None:
     """x at t_max from an .npy file, where the user gave one; it sets n."""
     if model.config["start"] is None:
         return None
-    path = Path(model.config["start"]).expanduser()
-    try:
-        x = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UsageError(f"start={path}: there is no such file") from None
-    except (OSError, ValueError, EOFError):
-        raise UsageError(f"start={path} is no .npy file of numbers") from None
-    if not isinstance(x, np.ndarray) or x.dtype.kind not in "fiu" or x.ndim < 2 or len(x) == 0:
-        raise UsageError(f"start={path} must hold numbers of shape (n, {', '.join(map(str, model.shape))})")
-    check_shape(model, x.shape[1:], f"start={path}")
-    if not np.isfinite(x).all():
-        raise UsageError(f"start={path} holds values that are not finite")
+    x = read_states(Path(model.config["start"]).expanduser(), model, "start")
     model.config["n"] = len(x)
-    return torch.from_numpy(x.astype(np.float64))
+    return x
 
 
 def _write(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] | None = None) -> list[Path]:

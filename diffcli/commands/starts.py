@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from diffcli.commands.common import typed
 from diffcli.commands.model import Model
 from diffcli.data.base import TensorItems
-from diffcli.data.inputs import files, read_inputs
+from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of
 from diffcli.data.pictures import is_image, write_pngs
 from diffcli.data.translation_picture import translations
@@ -38,12 +37,10 @@ def take_inputs(model: Model) -> list[str] | None:
         return None
     if config.get("start") is not None:
         raise UsageError("input= and start= both say where samples start", "one of the two")
-    found = {file: read_inputs(str(file), model.shape, model.side.transform.levels) for file in files(wish)}
-    x = torch.cat(list(found.values()))
+    x, names = read_named(wish, model.shape, model.side.transform.levels)
     model.inputs = TensorItems(x)
     if not typed("n="):
         config["n"] = len(x)
-    names = [f"{file.stem}_{i:06d}" if len(x) > 1 else file.stem for file, x in found.items() for i in range(len(x))]
     return names_of([names[i % len(names)] for i in range(config["n"])])
 
 

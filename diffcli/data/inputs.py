@@ -21,11 +21,20 @@ def read_inputs(paths: str | Sequence[str], shape: Sequence[int], levels: int | 
     ones.  key: what the setting is called.
     Raises UsageError for a path that is not there, a folder without pictures, items of another shape or outside the levels.
     """
-    found = []
+    return read_named(paths, shape, levels, key)[0]
+
+
+def read_named(
+    paths: str | Sequence[str], shape: Sequence[int], levels: int | None, key: str = "input"
+) -> tuple[Tensor, list[str]]:
+    """The items as `read_inputs`, and of each the stem of its file, counted in a file of several."""
+    found, names = [], []
     for path in files(paths, key):
         read = _array if path.suffix.lower() == ".npy" else _picture
-        found.append(read(path, tuple(shape), levels, key))
-    return torch.cat([x.to(torch.promote_types(x.dtype, torch.float32)) for x in found])
+        x = read(path, tuple(shape), levels, key)
+        found.append(x.to(torch.promote_types(x.dtype, torch.float32)))
+        names += [path.stem] if len(x) == 1 else [f"{path.stem}_{i:06d}" for i in range(len(x))]
+    return torch.cat(found), names
 
 
 def files(paths: str | Sequence[str], key: str = "input") -> list[Path]:

@@ -112,6 +112,17 @@ def test_labels_edit_what_was_encoded(cli, tmp_path, trained):
     assert np.abs(own - x).max() < 0.2 * np.abs(other - x).max()
 
 
+def test_the_other_model_is_told_nothing(cli, tmp_path, trained):
+    asked = ("encode", f"ckpt={trained['ve']}", "dry_run=true")
+    assert "is conditioned on its label: what follows is of none" in cli(*asked, f"to={trained['vp']}").out
+    content = torch.load(trained["vp"], weights_only=True)
+    content["config"]["drop"] = 0.0
+    torch.save(content, tmp_path / "told.ckpt")
+    done = cli(*asked, "to=told.ckpt")
+    assert done.code == 2
+    assert "told.ckpt was always told its label" in done.err
+
+
 def _digits(n):
     from diffcli.data.digits import Digits
 
@@ -160,9 +171,11 @@ BAD = {
     "input shape": ("encode {exact} input=z3.npy", "(3,)", ""),
     "input nan": ("encode {exact} input=nan.npy", "not finite", ""),
     "own without": ("encode ckpt={ve} label=own", "takes no label", ""),
+    "own of other data": ("encode {told} data.labels=y.npy", "labels are 5, 6, 7, …, the model knows 0, 1", "label="),
+    "own of no data": ("encode {told}", "have no labels", "label="),
     "to shape": ("encode {exact} to={ve}", "(1, 8, 8)", "one shape"),
     "decode nothing": ("decode {exact}", "no encode run", "diffcli encode"),
-    "decode shape": ("decode {exact} input=z3.npy", "(3,)", "same shape"),
+    "decode shape": ("decode {exact} input=z3.npy", "(3,)", "the model takes (2,)"),
     "decode folder": ("decode {exact} input=empty", "no latents.npy", ""),
     "decode picture": ("decode {exact} input=a.png", "no .npy of latents", "diffcli encode"),
     "one end": ("interpolate {exact} a=test:0", "b= the other", "b="),
@@ -186,13 +199,16 @@ BAD = {
 def test_bad_input(cli, tmp_path, trained, row):
     np.save(tmp_path / "z2.npy", np.zeros((3, 2)))
     np.save(tmp_path / "z3.npy", np.zeros((3, 3)))
+    np.save(tmp_path / "digits.npy", np.zeros((3, 1, 8, 8)))
+    np.save(tmp_path / "y.npy", np.array([5, 6, 7]))
     np.save(tmp_path / "nan.npy", np.full((3, 2), np.nan))
     np.save(tmp_path / "one.npy", np.float64(3))
     (tmp_path / "bad.npy").write_text("no array")
     (tmp_path / "a.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     line, sentence, hint = BAD[row]
-    words = line.format(exact=" ".join(EXACT[:2]), ve=trained["ve"]).split()
+    told = f"ckpt={trained['vp']} data=array data.file=digits.npy label=own"
+    words = line.format(exact=" ".join(EXACT[:2]), ve=trained["ve"], told=told).split()
     done = cli(*words)
     assert done.code == 2, done.out + done.err
     assert sentence in done.err, done.err
