@@ -164,9 +164,9 @@ def test_processes_share_an_operator_of_ones_own(cli, tmp_path):
     (tmp_path / "op.py").write_text(OWN["linear.py"])
     words = ("sample", *EXACT, "task=operator", "task.file=op.py", "inputs=6", "batch_size=16")
     for devices in (1, 2):
-        done = cli(*words, f"devices={devices}", f"out={devices}")
+        done = cli(*words, f"devices={devices}", f"out=on{devices}")
         assert done.code == 0, done.err
-    assert np.array_equal(*(np.load(tmp_path / out / "samples.npy") for out in "12"))
+    assert np.array_equal(*(np.load(tmp_path / f"on{devices}/samples.npy") for devices in (1, 2)))
 
 
 def test_a_function_is_read_again_where_it_is_sent(tmp_path):
