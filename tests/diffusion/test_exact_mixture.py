@@ -24,6 +24,15 @@ def test_log_prob_agrees_with_scipy(mixture, alpha, sigma):
     assert np.allclose(mixture.log_prob(x, alpha, sigma).numpy(), np.log(p), rtol=1e-11, atol=1e-11)
 
 
+def test_log_prob_given_a_label_is_that_of_the_component_alone():
+    mixture, x, label = mixture_2d(), 2 * normal(0, 4, 2), torch.tensor([0, 1, 2, -1])
+    found = mixture.log_prob(x, 0.6, 0.8, label)
+    for k in range(3):
+        alone = GaussianMixture(f64(1.0), mixture.means[k : k + 1], mixture.covs[k : k + 1])
+        assert torch.allclose(found[k], alone.log_prob(x[k : k + 1], 0.6, 0.8)[0], rtol=1e-12)
+    assert torch.allclose(found[3], mixture.log_prob(x[3:], 0.6, 0.8)[0], rtol=1e-12)
+
+
 def test_log_prob_far_away_is_finite():
     assert torch.isfinite(mixture_2d().log_prob(f64([300.0, -200.0]))).all()
 

@@ -17,6 +17,7 @@ from diffcli.randomness import Draw
 from diffcli.sampling import Conditions, draw_samples
 from diffcli.training.condition import Condition
 from diffcli.training.coupling import Independent, OptimalTransport
+from diffcli.training.module import Training
 
 STEPS = 250
 
@@ -55,6 +56,28 @@ def test_a_share_is_told_nothing_and_the_rest_the_truth(name):
         assert abs(share - ((1 - p) ** 2 + p**2)) < 0.03
     assert torch.equal(told(name, p)(y, torch.zeros(n, 2))[name], y)
     assert torch.equal(told(name, 0.0)(y, torch.zeros(n, 2), Draw(0, 5))[name], y)
+
+
+def test_validation_is_told_all_of_it():
+    class Asked(torch.nn.Module):
+        def forward(self, denoiser, x0, draw, label):
+            return label.double()
+
+    step = Training.__new__(Training)
+    torch.nn.Module.__init__(step)
+    step.denoiser, step.loss, step.condition = torch.nn.Identity(), Asked(), told("label", 0.5)
+    step.encoded = lambda x, draw: x
+    for training in (True, False):
+        step.train(training)
+        losses, _ = step.losses((torch.zeros(200, 1), torch.ones(200, dtype=torch.int64)), Draw(0, 0))
+        assert (losses < 0).any() == training  # none is -1
+
+
+def test_each_item_of_a_table_is_given_to_so_many_samples():
+    given = Conditions(2, label=torch.tensor([5, 6, 7])) | Conditions(vector=torch.tensor([[1.0], [2.0]]))
+    found = given(range(1, 8), torch.float64, "cpu")
+    assert found["label"].tolist() == [5, 6, 6, 7, 7, 5, 5]
+    assert found["vector"][:, 0].tolist() == [2, 1, 2, 1, 2, 1, 2]
 
 
 def test_transport_stays_within_a_label_so_that_the_noise_does_not_tell_it():
