@@ -199,7 +199,7 @@ def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
     vector = network.get("vector", 0) if condition == "vector" else 0
     there = condition in CONDITIONS and type(vector) is int and (vector > 0) == (condition == "vector")
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    fits = bool(names) == (condition == "label") and (network.get("classes") or len(names)) == len(names)
+    fits = bool(names) == (condition == "label") and len(names) in (0, network.get("classes") or len(names))
     if not (there and named and fits and type(drop) in (int, float) and 0 <= drop <= 1):
         raise CheckpointError(f"{path} does not say what its model is conditioned on")
     return condition, names, float(drop), vector
