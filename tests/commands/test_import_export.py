@@ -266,7 +266,7 @@ def test_conditions_of_a_published_model(tmp_path, unet, label, wrong):
 
 def test_a_published_model_of_classes_is_sampled_by_label_and_exported_so(cli, tmp_path):
     """Its own label is what diffusers calls class_labels; nothing says that one of them is none, so none is refused."""
-    model, _ = published(tmp_path / "theirs", num_class_embeds=5)
+    _ = published(tmp_path / "theirs", num_class_embeds=5)
     done = cli("import", f"path={tmp_path / 'theirs'}", "out=run")
     assert done.code == 0, done.err
     assert "label=all" in done.out
@@ -276,7 +276,14 @@ def test_a_published_model_of_classes_is_sampled_by_label_and_exported_so(cli, t
     assert cli("export", "ckpt=run/checkpoints/last.ckpt", "out=files").code == 0
     assert cli("import", "path=files", "out=back").code == 0
     for name in ("run", "back"):
-        words = (f"ckpt={name}/checkpoints/last.ckpt", "label=[3,0]", "n=2", "steps=2", f"out=drawn_{name}", "sampler=ddim")
+        words = (
+            f"ckpt={name}/checkpoints/last.ckpt",
+            "label=[3,0]",
+            "n=2",
+            "steps=2",
+            f"out=drawn_{name}",
+            "sampler=ddim",
+        )
         done = cli("sample", *words)
         assert done.code == 0, done.err
     ours, again = (np.load(tmp_path / f"drawn_{name}/samples.npy") for name in ("run", "back"))

@@ -376,7 +376,10 @@ def test_on_a_thin_ring_the_value_falls_without_bound_as_the_noise_goes_to_zero(
         (lambda: ESM("kde", 0.0), "bandwidth must be above 0"),
         (lambda: ESM("known").setup(Score(OneLevel(), network()), training_set(data(5))), "loss.target=kde"),
         (lambda: ESM().setup(Score(OneLevel(), network()), training_set(torch.ones(5, 2))), "do not vary"),
-        (lambda: ESM().setup(Score(OneLevel(), network()), replace(training_set(data(5)), condition="label")), "loss=dsm"),
+        (
+            lambda: ESM().setup(Score(OneLevel(), network()), replace(training_set(data(5)), condition="label")),
+            "loss=dsm",
+        ),
     ],
 )
 def test_refusals(make, words):
