@@ -154,13 +154,13 @@ def _operator(model: Model, node: dict) -> Operator:
     try:
         operator.setup(model.shape)
     except ValueError as error:
-        raise UsageError(f"task={chosen('task')}: {error}", _hint(model.shape)) from error
+        raise UsageError(f"task={chosen('task')}: {error}", _hint(chosen("task"), model.shape)) from error
     return operator
 
 
-def _hint(shape: tuple[int, ...]) -> str:
+def _hint(task: str | None, shape: tuple[int, ...]) -> str:
     if is_image(shape):
-        return "a model of RGB pictures for task=colorize, task.factor= for task=superres" if shape[0] == 1 else ""
+        return "a model of RGB pictures" if task == "colorize" else ""
     return "task=inpaint|denoise|operator for items that are no pictures"
 
 
