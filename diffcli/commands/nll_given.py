@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from diffcli.commands.conditions import check_own_labels, conditions, own_labels
+from diffcli.commands.conditions import check_own_labels, conditions, labels, own_labels, vectors
 from diffcli.commands.model import Model
 from diffcli.commands.pairs import check_images
 from diffcli.data.base import Items
@@ -21,6 +21,9 @@ def told(model: Model, items: Items) -> Told:
     """
     config, name = model.config, model.condition
     wish = "own" if name == "image" else config.get(name) if name in ("label", "vector") else None
+    for key, refuse in {"label": labels, "vector": vectors}.items():
+        if key != name and config.get(key) is not None:
+            refuse(config[key], model)
     if wish == "own":
         _check_own(model)
     elif wish == "all" or (name == "label" and isinstance(wish, list)):

@@ -209,6 +209,7 @@ def test_the_likelihood_given_its_own_label_is_the_components(cli, tmp_path):
         (("label=all",), "one label of an item"),
         (("label=own", "likelihood=path"), "likelihood=ode"),
         (("label=own", "data=moons", "network.file=m.npz"), "label=own"),
+        (("label=own", "vector=[0.5]"), "takes no vector"),
     ):
         if "network.file=m.npz" in words:
             np.savez(tmp_path / "m.npz", weights=mixture.weights, means=mixture.means, covs=mixture.covs)

@@ -266,7 +266,7 @@ def test_conditions_of_a_published_model(tmp_path, unet, label, wrong):
 
 def test_a_published_model_of_classes_is_sampled_by_label_and_exported_so(cli, tmp_path):
     """Its own label is what diffusers calls class_labels; nothing says that one of them is none, so none is refused."""
-    _ = published(tmp_path / "theirs", num_class_embeds=5)
+    published(tmp_path / "theirs", num_class_embeds=5)
     done = cli("import", f"path={tmp_path / 'theirs'}", "out=run")
     assert done.code == 0, done.err
     assert "label=all" in done.out
