@@ -85,7 +85,7 @@ def unknown_key(command: str, key: str, settings: list[str], config_dir: str | N
     """What to say of a key that the composed config does not have."""
     known, help_ = known_keys(command, config_dir), f"diffcli {command} --help"
     if options := known.get(key):
-        return UsageError(f"{key} is a setting of {' and '.join(options)}, which is not chosen here", options[0])
+        return UsageError(f"{key} is a setting of {' or '.join(options)}, not chosen here", " or ".join(options[:4]))
     refused = f"{command} has no setting {key!r}"
     value = next((s.partition("=")[2] for s in settings if s.lstrip("+~").startswith(f"{key}=")), "")
     holders = [group for group, options in groups(command, config_dir).items() if value in options]

@@ -130,7 +130,8 @@ def _refuse_without_task(model: Model) -> None:
         raise UsageError("inputs= counts the items that a task measures", "task=inpaint|superres|deblur|…, or n=")
     if typed("each=") and model.condition != "image" and model.side is None:
         raise UsageError(
-            "each= counts the samples of each input, and there are no inputs", "task=inpaint|superres|…, or n="
+            "each= counts the samples of each input, and there are no inputs",
+            "n= counts the samples in all; task=inpaint|superres|… has inputs",
         )
 
 

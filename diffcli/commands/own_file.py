@@ -71,5 +71,6 @@ def _told(path: str, error: Exception) -> str:
         frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(Path(path).name)
     ]
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
-    what = str(error).splitlines()[0] if str(error) else ""
+    said = error.msg if isinstance(error, SyntaxError) else str(error)  # whose text repeats its line
+    what = said.splitlines()[0] if said else ""
     return f"task.file={path}{f', line {line}' if line else ''}: {type(error).__name__}{': ' * bool(what)}{what}"

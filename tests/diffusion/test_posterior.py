@@ -368,7 +368,7 @@ def test_refusals():
     refused("method=jacobian.pigdm.dps fit", exact, grey, method="replacement")
     for method in ("jacobian", "pigdm"):
         refused("method=dps alone fits", exact, abs_, method=method)
-    refused("masks, not for Custom", exact, abs_, method="replacement")
+    refused("masks, and this measurement is none", exact, abs_, method="replacement")
     refused("free field", Velocity(sde, Fixed(torch.zeros(1)), free=True), mask)
     refused("without noise", Eps(OneLevel(1.0, 0.0), Fixed(torch.zeros(1))), mask)
     refused("noise", exact, mask, noise=-0.1)

@@ -48,7 +48,6 @@ class Posterior(Wrapper):
         super().__init__(inner)
         ways = {"jacobian": self._jacobian, "pigdm": self._pigdm, "dps": self._dps, "replacement": None}
         require(method in ways, f"method must be one of {', '.join(ways)}, got {method!r}")
-        name = type(operator).__name__
         require(inner.posterior_mean, "the model is a free field (cnf): it has no x0_hat to compare with a measurement")
         level = torch.tensor(inner.sde.t_max, dtype=torch.float64)
         require(inner.sde.sigma(level).item() > 0, "a model without noise (level.sigma=0) has no x0_hat")
@@ -59,11 +58,12 @@ class Posterior(Wrapper):
         if ways[method] is None:
             require(
                 operator.known is not None,
-                f"method=replacement is for masks, not for {name}: method=jacobian|pigdm|dps fit",
+                "method=replacement is for masks, and this measurement is none: method=jacobian|pigdm|dps fit",
             )
             require(scale == 1, "method=replacement has no scale: known coordinates are what they are")
         require(
-            operator.linear or ways[method] == self._dps, f"{name} is not linear: method=dps alone fits, not {method}"
+            operator.linear or ways[method] == self._dps,
+            f"the measurement is not linear: method=dps alone fits, not {method}",
         )
         self.operator, self.noise, self.scale = operator, float(noise), float(scale)
         self.data_std, self.iterations, self.method, self._way = float(data_std), iterations, method, ways[method]
