@@ -17,6 +17,13 @@ def level(sde: SDE, other: SDE, t: Tensor) -> tuple[Tensor, Tensor]:
     return u, torch.exp(other.log_alpha(u) - sde.log_alpha(t))
 
 
+def parts_at(sde: SDE, inner: Denoiser, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
+    """The `parts` on `sde` of a denoiser on another: `x0_hat(x_t, t) = inner((alpha_u / alpha_t) x_t, u)`."""
+    u, ratio = level(sde, inner.sde, t)
+    c_skip, c_out, out = inner.evaluate(match(ratio, xt) * xt, u, **cond)
+    return c_skip * ratio, c_out, out
+
+
 def reach(sde: SDE, other: SDE) -> float:
     """The t up to which `other` has levels as noisy as those of `sde`; infinite where it has them all."""
     ends = [a.lam(torch.tensor(a.t_max, dtype=torch.float64)) for a in (sde, other)]
@@ -39,6 +46,4 @@ class AtLevel(Denoiser):
         self.inner = inner
 
     def parts(self, xt, t, **cond):
-        u, ratio = level(self.sde, self.inner.sde, t)
-        c_skip, c_out, out = self.inner.evaluate(match(ratio, xt) * xt, u, **cond)
-        return c_skip * ratio, c_out, out
+        return parts_at(self.sde, self.inner, xt, t, **cond)

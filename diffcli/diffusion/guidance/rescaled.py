@@ -3,7 +3,8 @@
 import torch
 
 from diffcli.diffusion.denoiser import Denoiser
-from diffcli.diffusion.numeric import match, require
+from diffcli.diffusion.guidance.level import parts_at
+from diffcli.diffusion.numeric import require
 from diffcli.diffusion.sde import SDE
 
 
@@ -26,7 +27,4 @@ class Rescaled(Denoiser):
         require(sde.t_min < sde.t_max, "the two SDEs have no noise level in common")
 
     def parts(self, xt, t, **cond):
-        u = self.inner.sde.time(self.sde.lam(t))
-        ratio = torch.exp(self.inner.sde.log_alpha(u) - self.sde.log_alpha(t))
-        c_skip, c_out, out = self.inner.evaluate(match(ratio, xt) * xt, u, **cond)
-        return c_skip * ratio, c_out, out
+        return parts_at(self.sde, self.inner, xt, t, **cond)
