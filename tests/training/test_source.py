@@ -7,8 +7,13 @@ import torch
 from diffcli.data.digits import Digits
 from diffcli.data.mixture import Mixture
 from diffcli.data.points import Points
+from diffcli.diffusion.loss import Flow
+from diffcli.diffusion.prediction import Velocity
+from diffcli.diffusion.schedule import Logit
+from diffcli.diffusion.sde import Flow as Flat
 from diffcli.metrics.energy_distance import energy_distance
 from diffcli.randomness import Draw
+from diffcli.training.coupling import Independent
 from diffcli.training.source import Source
 
 TINY = (
@@ -29,6 +34,27 @@ def test_items_are_drawn_uniformly_from_the_split_that_is_trained_on():
     assert torch.equal(source(x0, Draw(0, 3), True), source(x0, Draw(0, 3), True))
     for other in (Draw(0, 4), Draw(1, 3), Draw(0, 3, rank=1)):
         assert not torch.equal(source(x0, Draw(0, 3), True), source(x0, other, True))
+
+
+class Noted(Draw):
+    """A Draw that notes what each of its numbers is for."""
+
+    def generator(self, purpose):
+        self.purposes = [*getattr(self, "purposes", []), purpose]
+        return super().generator(purpose)
+
+
+def test_no_two_things_of_a_step_share_their_randomness():
+    """Not the item, its noise on the way, the time, nor the noise within a level."""
+    loss = Flow(Independent(), Source(Digits()), noise=0.3)
+    x0, draw = torch.zeros(4, 1, 8, 8), Noted(0, 0)
+    loss(Velocity(Flat(Logit()), Zero(), free=True), x0, draw)
+    assert len(draw.purposes) == len(set(draw.purposes)) == 4
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, c_noise):
+        return torch.zeros_like(x)
 
 
 def test_items_on_levels_are_dequantised_as_the_data_are():
