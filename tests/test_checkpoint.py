@@ -365,13 +365,15 @@ CLI_CASES = [
 ]
 
 
-def test_the_command_line_refuses_forged_configs(cli, content, tmp_path, marked):
-    for command in ("sample", "nll", "evaluate"):
-        for part, where, value in CLI_CASES:
-            torch.save(forge(content, part, where, value), tmp_path / "forged.ckpt")
-            refused(cli(command, "ckpt=forged.ckpt", "out=here"))
-            if where:  # the sde is one whose keys can be changed
-                refused(cli(command, "ckpt=forged.ckpt", "out=here", "sde.t_min=0.001", "trust=torch"))
+@pytest.mark.parametrize(
+    "command", ["sample", *(pytest.param(c, marks=pytest.mark.heavy) for c in ("nll", "evaluate"))]
+)
+def test_the_command_line_refuses_forged_configs(cli, content, tmp_path, marked, command):
+    for part, where, value in CLI_CASES:
+        torch.save(forge(content, part, where, value), tmp_path / "forged.ckpt")
+        refused(cli(command, "ckpt=forged.ckpt", "out=here"))
+        if where:  # the sde is one whose keys can be changed
+            refused(cli(command, "ckpt=forged.ckpt", "out=here", "sde.t_min=0.001", "trust=torch"))
     assert not (tmp_path / "ran").exists()
     assert not (tmp_path / "here").exists()
 

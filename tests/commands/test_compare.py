@@ -81,6 +81,7 @@ def test_a_sampler_has_settings_and_a_grid_of_its_own(cli, tmp_path):
     assert number(one["deis order=2", "7"]) != pytest.approx(number(one[own, "7"]), rel=0.1)
 
 
+@pytest.mark.heavy
 def test_noise_helps_where_the_network_errs(cli, tmp_path):
     """An ODE carries its errors along, Langevin's part of the SDE forgets them."""
     words = ("samplers=[dpmpp_2m,ancestral]", "nfe=[60]", "n=600", "endpoints=10", "batch_size=600", "dtype=float32")

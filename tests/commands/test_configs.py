@@ -18,6 +18,7 @@ from diffcli.commands.prepare import build_parts, prepare
 from diffcli.commands.train import build_trainer
 from diffcli.commands.walk import build_sampler
 from diffcli.data.measure import MEASURES
+from diffcli.data.pictures import write_pngs
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
 from diffcli.help import commands_of
@@ -29,6 +30,8 @@ NEEDS = {  # what stands as ??? in a yaml
     "data/array": lambda folder: f"data.file={_array(folder)}",
     "data/image_folder": lambda folder: f"data.root={folder}",
     "data/blank": lambda folder: "data.shape=[3,8,8]",
+    "data/image_pairs": lambda folder: f"data.root={_pairs(folder)}",
+    "task/paired": lambda folder: f"data.root={_pairs(folder)}",
 }
 BARE = ("mnist", "data=", "trainer=")  # not prepared: they may need files or devices that are not here
 ALONE = {"sde=one": ["levels=one"], "schedule=none": ["levels=one"]}  # options that go with another group's
@@ -38,6 +41,12 @@ EXACT = ("network=exact", "sde=vp", "data=mixture")
 def _array(folder: Path) -> Path:
     np.save(folder / "points.npy", np.random.default_rng(0).normal(size=(30, 2)))
     return folder / "points.npy"
+
+
+def _pairs(folder: Path) -> Path:
+    for side in ("input", "target"):
+        write_pngs(np.zeros((20, 3, 8, 8)), folder / side, 256)
+    return folder
 
 
 def composed(command: str, *overrides: str) -> dict:

@@ -103,6 +103,7 @@ def ring(folder):
     return f"data.file={folder / 'ring.npy'}"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(("sigma", "warned"), [(0.0, True), (0.1, False)])
 def test_on_a_thin_ring_training_warns_of_a_value_without_bound(cli, tmp_path, sigma, warned):
     """With sigma = 0.1 the value converges to that of the noised ring, -1/2 sigma^-2 in two of three dimensions."""

@@ -23,6 +23,7 @@ def relative_error(model, truth, n=20_000):
     return (wrong.square().sum() / exact.square().sum()).sqrt().item()
 
 
+@pytest.mark.heavy
 def test_dsm_learns_the_score_of_a_mixture():
     torch.manual_seed(0)
     steps, batch = 1500, 512
@@ -54,8 +55,11 @@ LOSSES = {
 }
 
 
+QUICK = ("ism", "dsm")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.heavy) for n in LOSSES])
 def test_each_loss_learns_the_score_of_a_mixture_at_one_level(name):
     """The same network, items and number of steps: sqrt(E[sigma^2 ||s_theta - s||^2] / E[sigma^2 ||s||^2]) below 10 %."""
     torch.manual_seed(0)

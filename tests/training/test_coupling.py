@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused(cli, tmp_path):
         assert not (tmp_path / "second").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_reflow_in_two_processes(cli, tmp_path):
     """Each rank makes the same pool, and they train one model; its own checkpoint then needs no teacher."""
     assert cli("train", *TINY, "loss=flow", "out=first").code == 0

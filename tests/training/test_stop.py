@@ -64,9 +64,9 @@ def stopped(tmp_path, signum, *words, group=False):
 @pytest.mark.parametrize(
     ("signum", "code", "words"),
     [
-        (signal.SIGINT, 130, ()),
+        pytest.param(signal.SIGINT, 130, (), marks=pytest.mark.heavy),
         (signal.SIGTERM, 143, ("trainer.accumulate_grad_batches=2",)),
-        (signal.SIGUSR1, 138, ()),
+        pytest.param(signal.SIGUSR1, 138, (), marks=pytest.mark.heavy),
     ],
 )
 def test_a_signal_saves_and_stops_and_the_run_goes_on(cli, tmp_path, signum, code, words):
