@@ -91,7 +91,7 @@ def check_own_labels(model: Model) -> None:
 def own_labels(model: Model, y: Tensor) -> Tensor:
     """The labels y (B,) of items as they are.  Raises UsageError for none where the model was always told one."""
     if not model.drop and bool((y < 0).any()):
-        raise UsageError("label=own: items without a label, and the model was always told one (drop=0)", "label=NAME")
+        raise UsageError(f"label=own: items without a label, and {model.always_told}", "label=NAME")
     return y
 
 
@@ -132,7 +132,7 @@ def _check_none(model: Model, found: Conditions) -> None:
     if told is None or (name == "label" and bool((told[0] < 0).any())):
         fits = f"label={model.class_names[0]}, or label=all" if name == "label" else "vector=[…]"
         raise UsageError(
-            f"{model.source} was always told its {name} (drop=0) and knows no {name} as nothing",
+            f"{model.always_told} and knows no {name} as nothing",
             f"{fits}; or diffcli train condition={name} drop=0.1",
         )
 
@@ -142,7 +142,7 @@ def as_unconditional(model: Model) -> None:
     if model.condition != "none" and model.config.get("ckpt"):
         if not model.drop:
             raise UsageError(
-                f"{model.source} was always told its {model.condition} (drop=0), and this command tells it nothing",
+                f"{model.always_told}, and this command tells it nothing",
                 f"diffcli train condition={model.condition} drop=0.1",
             )
         say(f"{model.source} is conditioned on its {model.condition}: what follows is of none (∅)")

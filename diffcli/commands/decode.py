@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.commands.common import pick_device, recorded
+from diffcli.commands.files import write_samples
 from diffcli.commands.latents import decode_all, plan_encoding, prepare
 from diffcli.commands.model import Model, read_states
 from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.walk import nfe_summary, nfe_text
-from diffcli.data.pictures import is_image, picture, write_pngs
+from diffcli.data.pictures import picture
 from diffcli.data.rows import rows_picture
 from diffcli.errors import UsageError
 
@@ -69,12 +70,9 @@ def latents_file(wish: str | list[str] | None) -> Path:
 
 
 def _write(path: Path, x: np.ndarray, file: Path, model: Model, png: bool) -> list[Path]:
-    np.save(path / "samples.npy", x)
+    files = write_samples(path, x, model, png)
     picture(x[:SHOWN], path / "grid.png", model.data)
-    files = [path / "grid.png", path / "samples.npy"]
-    if is_image(model.shape) and png:
-        write_pngs(x, path / "samples", model.data.transform.levels)
-        files.append(path / "samples")
+    files.insert(0, path / "grid.png")
     before = _inputs(file, len(x))
     if before is not None:
         rows_picture({"in": before, "out": (x, model.data.transform.levels)}, path / "translation.png")

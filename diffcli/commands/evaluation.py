@@ -20,7 +20,7 @@ from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.reference import fingerprint, reference
 from diffcli.metrics.measures import KnownDensity, Measure, TwoSample
-from diffcli.metrics.taken import OFF
+from diffcli.metrics.taken import CLIPPED, OFF
 
 OTHER = {
     "test": "train",
@@ -29,7 +29,6 @@ OTHER = {
 }  # the split that real items in the place of samples come from
 PATHS = ("root", "file", "test_file", "val_file", "download")  # of a data node: no protocol
 VERSIONS = ("diffcli", "torch", "numpy", "python")
-CLIPPED = 0.01  # of the values of the samples, from which on it is said
 
 
 def network_of(model: Model, device: torch.device) -> FeatureNetwork | None:

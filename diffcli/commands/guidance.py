@@ -55,7 +55,7 @@ def _classifier_free(model: Model, node: dict) -> tuple[dict, str]:
         )
     if not model.drop:
         raise UsageError(
-            f"guidance=cfg: {model.source} was always told its {model.condition} (drop=0) and has no s(∅)",
+            f"guidance=cfg: {model.always_told} and has no s(∅)",
             f"diffcli train condition={model.condition} drop=0.1, or guidance=autoguidance guidance.ckpt=PATH",
         )
     _check_told(model, "cfg")
@@ -83,7 +83,7 @@ def _autoguided(model: Model, node: dict) -> tuple[dict, str]:
         )
     if not told and other.condition != "none" and not other.drop:
         raise UsageError(
-            f"guidance.ckpt={path} was always told its {other.condition} (drop=0), and here there is none",
+            f"guidance.ckpt={other.always_told}, and here there is none",
             f"{other.condition}=VALUE, or another guidance.ckpt",
         )
     scale = _scale(node)
@@ -105,7 +105,7 @@ def _classifier_guided(model: Model, node: dict) -> tuple[dict, str]:
         )
     if kind == "unconditional" and takes and not model.drop:
         raise UsageError(
-            f"guidance.model=unconditional: {model.source} was always told its label (drop=0) and has no s(∅)",
+            f"guidance.model=unconditional: {model.always_told} and has no s(∅)",
             "guidance.model=conditional",
         )
     kind = "conditional" if takes and kind != "unconditional" else "unconditional"

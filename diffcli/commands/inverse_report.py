@@ -1,18 +1,21 @@
 """What the samples of an inverse problem come to: how well they fit the measurement, and the original where it is known."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffcli.commands.files import write_samples
 from diffcli.commands.inverse import Problem
 from diffcli.commands.model import Model
 from diffcli.commands.run_folder import say
-from diffcli.data.pictures import is_image, write_pngs
+from diffcli.data.pictures import is_image
 from diffcli.errors import UsageError
 from diffcli.explain.inverse_picture import inverse_pictures, inverse_points
+from diffcli.metrics.taken import CLIPPED, off_range
 
 BEHIND = 1000  # data points behind those of a task
 
@@ -24,18 +27,21 @@ def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[l
     figures = measure(problem, transform.encode(samples).double(), transform.levels)
     for line in told(figures):
         say(line)
+    off = off_range(samples, transform.levels) / x.size
+    if off > CLIPPED:
+        print(
+            f"warning: {off:.0%} of the values lie far outside the levels 0..{transform.levels - 1}: more steps, more training, or "
+            "another guidance.method may help",
+            file=sys.stderr,
+        )
     measured = problem.transform.decode(problem.y).numpy()
-    np.save(path / "samples.npy", x)
-    np.save(path / "measured.npy", measured)
+    files = [path / "inverse.png", *write_samples(path, x, model, png), path / "measured.npy"]
+    np.save(files[-1], measured)
     rows = x.reshape(-1, problem.each, *x.shape[1:])
     original = None if problem.original is None else transform.decode(problem.original).numpy()
-    files = [path / "inverse.png", path / "samples.npy", path / "measured.npy"]
     known = None if problem.operator.known is None else problem.operator.known.cpu().numpy()
     if is_image(model.shape):
         inverse_pictures(rows, original, measured, known, files[0], transform.levels)
-        if png:
-            write_pngs(x, path / "samples", transform.levels)
-            files.append(path / "samples")
     else:
         inverse_points(rows, original, measured, known, files[0], _behind(model))
     return files, figures

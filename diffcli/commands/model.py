@@ -48,6 +48,11 @@ class Model:
     inputs: Items | None = None  # the user's own items of that side
 
     @property
+    def always_told(self) -> str:
+        """What to say of a model whose network was never told nothing, so that it knows no ∅."""
+        return f"{self.source} was always told its {self.condition} (drop=0)"
+
+    @property
     def starts(self) -> Starts | None:
         """x at t_max of each sample, of the inputs or of the side's test items; None for noise."""
         if self.side is None:

@@ -30,7 +30,7 @@ def told(model: Model, items: Items) -> Told:
         raise UsageError(f"label={wish}: nll tells the model one label of an item", "label=own, or label=NAME")
     elif wish is None and name in ("label", "vector") and not model.drop:
         raise UsageError(
-            f"{model.source} was always told its {name} (drop=0) and knows no {name} as nothing",
+            f"{model.always_told} and knows no {name} as nothing",
             f"{name}=own, the density of each item given its own",
         )
     given = conditions(model) if wish != "own" else None

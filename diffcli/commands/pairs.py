@@ -10,11 +10,11 @@ from torch import Tensor
 
 from diffcli.commands.build import locate
 from diffcli.commands.common import chosen, typed
+from diffcli.commands.files import write_samples
 from diffcli.commands.model import Model
 from diffcli.data.base import Data
 from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of, pair_grid
-from diffcli.data.pictures import write_pngs
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.errors import UsageError
 from diffcli.networks.concatenated import Concatenated
@@ -95,15 +95,11 @@ def image_shape(model: Model) -> tuple[int, ...]:
 
 def write_pairs(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:
     """samples.npy, grid.png of inputs with their samples (and targets), and a picture of each sample named after its input."""
-    np.save(path / "samples.npy", x)
     found, each, levels = pairs(model), model.config.get("each") or 1, model.data.transform.levels
+    names = names_of([found.names[i // each % len(found.names)] for i in range(len(x))])
+    files = write_samples(path, x, model, png, names)
     shown = x[: SHOWN - SHOWN % each or each]
     rows = [i % len(found.inputs) for i in range(-(-len(shown) // each))]
     targets = None if found.targets is None else found.targets[rows]
     pair_grid(found.inputs[rows], shown, targets, path / "grid.png", levels, each)
-    written = [path / "grid.png", path / "samples.npy"]
-    if png:
-        names = names_of([found.names[i // each % len(found.names)] for i in range(len(x))])
-        write_pngs(x, path / "samples", levels, names)
-        written.append(path / "samples")
-    return written
+    return [path / "grid.png", *files]

@@ -8,6 +8,7 @@ import torch
 
 from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.conditions import conditions, words, write_told
+from diffcli.commands.files import write_samples
 from diffcli.commands.guidance import guide
 from diffcli.commands.inverse import inverse
 from diffcli.commands.inverse_report import write_inverse
@@ -17,7 +18,7 @@ from diffcli.commands.run_folder import choose, create, say
 from diffcli.commands.starts import take_inputs, write_translations
 from diffcli.commands.trajectory import draw, watch
 from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
-from diffcli.data.pictures import is_image, picture, write_pngs
+from diffcli.data.pictures import is_image, picture
 from diffcli.errors import NumericalError, UsageError
 
 SHOWN = 400  # items in a grid, the rest are in samples.npy
@@ -89,10 +90,6 @@ def _write(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] 
         return write_translations(path, x, model, png, names)
     if model.condition == "image":
         return write_pairs(path, x, model, png)
-    np.save(path / "samples.npy", x)
+    files = write_samples(path, x, model, png)
     picture(x[:SHOWN], path / "grid.png", model.data, words(model))
-    files = [path / "grid.png", path / "samples.npy"]
-    if is_image(model.shape) and png:
-        write_pngs(x, path / "samples", model.data.transform.levels)
-        files.append(path / "samples")
-    return files
+    return [path / "grid.png", *files]

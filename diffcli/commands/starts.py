@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.commands.common import typed
+from diffcli.commands.files import write_samples
 from diffcli.commands.model import Model
 from diffcli.data.base import TensorItems
 from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of
-from diffcli.data.pictures import is_image, write_pngs
+from diffcli.data.pictures import is_image
 from diffcli.data.translation_picture import translations
 from diffcli.errors import UsageError
 
@@ -48,11 +49,7 @@ def write_translations(path: Path, x: np.ndarray, model: Model, png: bool, names
     """source.npy and samples.npy, grid.png of both sides, and a picture of each sample by its input's name."""
     before = model.starts.raw(range(len(x))).numpy()
     np.save(path / "source.npy", before)
-    np.save(path / "samples.npy", x)
+    files = write_samples(path, x, model, png, names)
     most = SHOWN[not is_image(model.shape)]
     translations(before[:most], x[:most], path / "grid.png", model.side, model.data)
-    files = [path / "grid.png", path / "source.npy", path / "samples.npy"]
-    if is_image(model.shape) and png:
-        write_pngs(x, path / "samples", model.data.transform.levels, names)
-        files.append(path / "samples")
-    return files
+    return [path / "grid.png", path / "source.npy", *files]

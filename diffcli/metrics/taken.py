@@ -9,6 +9,7 @@ from diffcli.metrics.features.base import on_levels
 from diffcli.metrics.features.statistics import Collector
 
 OFF = 0.1  # the noise that is left around a black background is less
+CLIPPED = 0.01  # of the values of the samples, from which on it is said
 
 
 class Taken:
@@ -30,9 +31,7 @@ class Taken:
             raise NumericalError(
                 f"sample {self.n + int(bad.nonzero()[0])} is not finite ({int(bad.sum())} of its batch of {len(x)} are not)"
             )
-        if self.transform.levels is not None:
-            room = OFF * (self.transform.levels - 1)
-            self.off_range += int(((x < -room) | (x > self.transform.levels - 1 + room)).sum())
+        self.off_range += off_range(x, self.transform.levels)
         self.values += x.numel()
         x = on_levels(x, self.transform.levels)
         room = self.compared - sum(map(len, self._first))
@@ -51,3 +50,11 @@ class Taken:
     def encoded(self) -> Tensor:
         """The same in model space, float64."""
         return self.transform.encode(self.first).double()
+
+
+def off_range(x: Tensor, levels: int | None) -> int:
+    """How many values of x in source units lie further than OFF of the range of the levels outside it; 0 without levels."""
+    if levels is None:
+        return 0
+    room = OFF * (levels - 1)
+    return int(((x < -room) | (x > levels - 1 + room)).sum())

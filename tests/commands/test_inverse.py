@@ -56,7 +56,10 @@ def test_a_task_from_its_inputs_to_its_picture(cli, tmp_path, grey, task, shape)
     done = cli("sample", f"ckpt={grey}", *task, *FEW, "out=run")
     assert done.code == 0, done.err
     run = tmp_path / "run"
-    assert np.load(run / "samples.npy").shape == (6, 1, 8, 8)
+    x = np.load(run / "samples.npy")
+    assert x.shape == (6, 1, 8, 8)
+    off = ((x < -1.6) | (x > 17.6)).mean()  # a tenth of the range outside 0..16
+    assert ("values lie far outside the levels 0..16" in done.err) == (off > 0.01)
     assert np.load(run / "measured.npy").shape == (2, *shape)
     assert len(list((run / "samples").glob("*.png"))) == 6
     with Image.open(run / "inverse.png") as picture:  # original, measured, 3 samples, mean, sd

@@ -49,19 +49,19 @@ def reference(pair):
 
 
 def check_orders(pair, sampler):
-    """Of the latent against the ODE's own, and of what comes back, between 80 and 160 steps: the median item's."""
+    """Of the latent against the ODE's own, and of what comes back, as the steps are halved: the median item's."""
     if sampler.clock == "t" and build(*pair).times is not None:
         pytest.skip("a sampler that steps in t declares no order on a table")
     model, x0, true = reference(pair)
     latent, back = [], []
-    for steps in (80, 160):
+    for steps in (160, 320) if sampler.order == 1 else (80, 160):  # Euler in t on VE is not asymptotic before
         encoding = Encoding(sampler, UniformLam()(model.sde, steps))
         z, nfe = encoding.encode(model, x0)
         again, nfe_back = encoding.decode(model, z)
         assert nfe.tolist() == nfe_back.tolist() == [sampler.cost(steps)] * 12
         latent.append((z - true).norm(dim=1).median().item())
         back.append((again - x0).norm(dim=1).median().item())
-    assert max(latent[-1], back[-1]) < {1: 0.15, 2: 2e-3, 3: 3e-4, 4: 3e-4}[sampler.order]
+    assert max(latent[-1], back[-1]) < {1: 0.15, 2: 3e-3, 3: 3e-4, 4: 3e-4}[sampler.order]  # the largest: VE in t
     for coarse, fine in (latent, back):
         if fine > 1e-8:
             assert math.log2(coarse / fine) > (
