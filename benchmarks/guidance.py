@@ -42,14 +42,14 @@ def draw(found: dict, path: Path) -> None:
     figure, axes = plt.subplots(1, 4, figsize=(13, 3.2), layout="constrained")
     for kind, label in KINDS.items():
         rows = [found[kind, scale] for scale in SCALES]
-        for ax, (name, title) in zip(axes, FIGURES.items(), strict=False):
+        for ax, (name, title) in zip(axes[:3], FIGURES.items(), strict=True):
             ax.plot(SCALES, [row[name]["values"][0] for row in rows], "o-", ms=4, label=label)
             ax.set(xlabel="γ", title=title)
         agreement, recall = ([row[name]["values"][0] for row in rows] for name in ("agreement", "recall"))
         axes[3].plot(agreement, recall, "o-", ms=4, label=label)
         for x, y, scale in zip(agreement, recall, SCALES, strict=True):
             axes[3].annotate(f"{scale:g}", (x, y), fontsize=7, xytext=(3, 3), textcoords="offset points")
-    for ax, name in zip(axes, FIGURES, strict=False):
+    for ax, name in zip(axes[:3], FIGURES, strict=True):
         floor = found["cfg", SCALES[0]][name]["floor"]
         if floor:
             ax.axhline(sum(floor) / len(floor), color="0.6", ls="--", lw=1, label="real digits")
