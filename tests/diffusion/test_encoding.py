@@ -54,14 +54,14 @@ def check_orders(pair, sampler):
         pytest.skip("a sampler that steps in t declares no order on a table")
     model, x0, true = reference(pair)
     latent, back = [], []
-    for steps in (160, 320) if sampler.order == 1 else (80, 160):  # Euler in t on VE is not asymptotic before
+    for steps in (160, 320) if sampler.order < 3 else (80, 160):  # Euler in t on VE is not asymptotic before
         encoding = Encoding(sampler, UniformLam()(model.sde, steps))
         z, nfe = encoding.encode(model, x0)
         again, nfe_back = encoding.decode(model, z)
         assert nfe.tolist() == nfe_back.tolist() == [sampler.cost(steps)] * 12
         latent.append((z - true).norm(dim=1).median().item())
         back.append((again - x0).norm(dim=1).median().item())
-    assert max(latent[-1], back[-1]) < {1: 0.15, 2: 3e-3, 3: 3e-4, 4: 3e-4}[sampler.order]  # the largest: VE in t
+    assert max(latent[-1], back[-1]) < {1: 0.15, 2: 2e-3, 3: 3e-4, 4: 3e-4}[sampler.order]
     for coarse, fine in (latent, back):
         if fine > 1e-8:
             assert math.log2(coarse / fine) > (
