@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test heavy fast lint format wheel clean
+.PHONY: demo test heavy faults fast lint format wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,10 @@ test: $(VENV)/.installed
 
 heavy: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m heavy
+
+# every fault that is injected anywhere, with the table of what came of it
+faults: $(VENV)/.installed
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m fault
 
 fast: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow and not heavy"

@@ -13,8 +13,9 @@ def main() -> int:
     from omegaconf import OmegaConf
 
     from diffcli.cli import report
+    from diffcli.commands.launch import build_trainer
     from diffcli.commands.prepare import build_parts
-    from diffcli.commands.train import build_trainer, fit
+    from diffcli.commands.train import fit
     from diffcli.sharing import die_with_parent
 
     die_with_parent()

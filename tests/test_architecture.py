@@ -28,7 +28,7 @@ TALK = {"advice", "help", "paths"}  # for what meets the user: cli, commands, an
 LIBRARIES = {  # library -> parts or modules that may import it; those that are not named here go anywhere
     "hydra": {"cli", "commands", "checkpoint"},
     "omegaconf": {"cli", "commands", "checkpoint", "_worker"},
-    "lightning": {"training", "commands.train"},
+    "lightning": {"training", "commands.train", "commands.launch"},
     "wandb": set(),  # through lightning's logger
     "torchdiffeq": {"training"},  # the mathematics takes the solver as an object
     "sklearn": {"data"},

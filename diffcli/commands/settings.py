@@ -41,6 +41,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "dequantize": (Literal["uniform", "none"], None, None),
     "ema.decay": (float, 0, 1),
     "checkpoint.every": (int, 1, None),
+    "checkpoint.minutes": (float | int | None, 0, None),
     "checkpoint.keep": (int, 0, None),
     "preview.every": (int, 0, None),
     "preview.n": (int, 1, None),

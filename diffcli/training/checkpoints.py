@@ -20,8 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoints(L.Callback):
     """last.ckpt and stepNNNNNNN.ckpt (the newest `keep`) every `every` steps, best.ckpt at the lowest val_loss so far."""
 
-    def __init__(self, folder: Path, every: int, keep: int):
-        self.folder, self.every, self.keep = Path(folder), every, keep
+    def __init__(self, folder: Path, every: int, keep: int, minutes: float | None = None):
+        self.folder, self.every, self.keep, self.minutes = Path(folder), every, keep, minutes
         self.best = float("inf")
         self._saved = -1
 
