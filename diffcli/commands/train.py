@@ -17,7 +17,6 @@ from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
 from diffcli.commands.resume import resume_from
 from diffcli.commands.run_folder import RunFolder, create, say, write_text
 from diffcli.diffusion.fitted import Fitted
-from diffcli.errors import UsageError
 from diffcli.explain.noise_sequence import sample_of, warnings
 
 WARNED_ON = 500  # items that the warnings are measured on, at most
