@@ -6,6 +6,13 @@ import re
 from diffcli.errors import UsageError
 from diffcli.help import ABOUT, OF, commands_of, folders, groups
 
+EXTRAS = {  # Hydra's own options that come with an extra of diffcli's
+    "hydra/launcher/joblib": "sweep",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/sweeper/optuna": "optuna",
+}
+
 
 def nearest(word: str, known, cutoff: float = 0.5) -> str:
     """`, did you mean 'x'?` for the closest of the known words, whatever their case, or nothing."""
@@ -107,6 +114,9 @@ def unknown_key(command: str, key: str, settings: list[str], config_dir: str | N
 def unknown_option(command: str, path: str, text: str = "", config_dir: str | None = None) -> UsageError:
     """What to say of group/name where there is no such option; those of Hydra's own groups are listed in `text`."""
     known = groups(command, config_dir)
+    if extra := EXTRAS.get(path):
+        option = "=".join(path.rsplit("/", 1))
+        return UsageError(f"{option} needs what is not installed here", f'pip install "diffcli[{extra}]"')
     group, _, name = path.partition("/") if path.partition("/")[0] in known else path.rpartition("/")
     options = known.get(group) or re.findall(r"^\t(\S+)$", text, re.MULTILINE)
     if not name:

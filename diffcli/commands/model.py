@@ -24,7 +24,7 @@ from diffcli.sampling import Conditions, Starts
 
 GROUPS = {
     "schedule", "sde", "prediction", "network", "data", "source", "sampler", "grid", "likelihood", "denoiser", "features",
-    "guidance", "task",
+    "guidance", "task", "sweep",
 }  # fmt: skip
 
 
