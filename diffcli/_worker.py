@@ -1,7 +1,9 @@
-"""The other processes of a run, started by Lightning: they load the config that rank 0 resolved and never meet Hydra."""
+"""The other processes of a run, started by its first: they train what that one says and never meet Hydra."""
 
 import os
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 # run as a file, the package's own folder is on the path, where its module names would hide others
@@ -10,22 +12,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def main() -> int:
-    from omegaconf import OmegaConf
-
-    from diffcli.cli import report
-    from diffcli.commands.launch import build_trainer
-    from diffcli.commands.prepare import build_parts
-    from diffcli.commands.train import fit
     from diffcli.sharing import die_with_parent
 
     die_with_parent()
-    folder = Path(os.environ["DIFFCLI_RUN_DIR"])
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        resume = os.environ.get("DIFFCLI_RESUME")
-        return fit(build_parts(config), build_trainer(config, folder), folder, Path(resume) if resume else None)
-    except Exception as error:  # noqa: BLE001 - the outermost boundary of this process
-        return report(error, debug=True)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # between torch and lightning: nothing a user could act on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it trains; Ctrl-C reaches rank 0, which ends this process
+    from diffcli.commands.train import follow
+    from diffcli.training.processes import Processes
+
+    rank, size, local, node = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "NODE_RANK"))
+    return follow(Processes(rank, size, local, node, os.environ["MASTER_ADDR"]), int(os.environ["MASTER_PORT"]))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "resume": (str, None, None),
     "resume_allow": (list[str], None, None),
     "compile": (bool, None, None),
+    "timeout": (int | float, 1, 10**7),
     "workers": (int, 0, None),
     "condition": (Literal["none", "label", "vector", "image"], None, None),
     "drop": (float | None, 0, 1),

@@ -11,18 +11,31 @@ from diffcli.commands.build import build
 from diffcli.commands.classify import ClassifierParts
 from diffcli.commands.common import chosen, plain, recorded
 from diffcli.commands.fit import fit_at_once
-from diffcli.commands.launch import as_worker_sees, build_trainer
+from diffcli.commands.launch import Launched, arithmetic, build_trainer, fill_in, launched, placed
 from diffcli.commands.model import parameters
 from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
 from diffcli.commands.resume import resume_from
 from diffcli.commands.run_folder import RunFolder, create, say, write_text
+from diffcli.commands.together import Meeting, meeting, running, watched, work
 from diffcli.diffusion.fitted import Fitted
+from diffcli.errors import DiffcliError
 from diffcli.explain.noise_sequence import sample_of, warnings
+from diffcli.training.processes import Processes
 
 WARNED_ON = 500  # items that the warnings are measured on, at most
 
 
 def run(cfg) -> int:
+    found = launched()
+    with meeting(found, cfg.timeout) as here:
+        if found.rank == 0:
+            return _lead(cfg, found, here)
+        word = here.hear()  # rank 0 alone reads the command line
+        return word["code"] if "code" in word else follow(placed(found, word), word["port"])
+
+
+def _lead(cfg, found: Launched, here: Meeting | None) -> int:
+    fill_in(cfg, found)
     prepare(cfg)
     parts = build_parts(plain(cfg))
     config = parts.config
@@ -39,14 +52,28 @@ def run(cfg) -> int:
     if config["dry_run"]:
         say(f"would train {parameters(parts.model):,} parameters for {steps} steps in {path}")
         return 0
-    trainer = None if fitted else build_trainer(config, path)
+    trainer = None if fitted else build_trainer(config, path, found)
     logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] and not fitted else None
     folder = create(path, "train", config, keep=resume is not None)
     write_text(path / "config.yaml", OmegaConf.to_yaml(config))
     with recorded(folder):
         if fitted:
             return fit_at_once(parts.denoiser, training_set(parts.data), parts, path, folder)
-        return fit(parts, trainer, path, resume, folder, logger)
+        return fit(parts, trainer, path, resume, folder, logger, here)
+
+
+def follow(processes: Processes, port: int) -> int:
+    """A rank that is not the first: it loads what rank 0 made of the command line, trains with it, and writes nothing."""
+    processes.open(port=port)
+    config, path, resume = work(processes)
+    try:
+        with watched(processes, config["timeout"]):
+            trainer = build_trainer(config, path, processes=processes)
+            return fit(build_parts(config), trainer, path, resume)
+    except DiffcliError as error:
+        if processes.watch.alone:
+            raise
+        return error.exit_code  # rank 0 has heard of it, and says it
 
 
 def _warn(parts: Parts | ClassifierParts) -> None:
@@ -64,6 +91,7 @@ def fit(
     resume: Path | None,
     folder: RunFolder | None = None,
     logger=None,
+    here: Meeting | None = None,
 ) -> int:
     """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
     from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -110,9 +138,11 @@ def fit(
         if logger is not None:
             logger.log_hyperparams(config)
         items = len(parts.data.split("train"))
+        if line := arithmetic(config, trainer.num_devices, trainer.num_nodes):
+            say(line)
         say(f"training {parameters(parts.model):,} parameters on {items:,} items, in {path}")
     begun = time.process_time()
-    with as_worker_sees(path, resume):
+    with running(trainer, path, config, resume, here, folder):
         trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
     if folder is not None:
         _finish(folder, trainer, module, ema, checkpoints, stop, samples, time.process_time() - begun)
