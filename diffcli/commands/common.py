@@ -4,8 +4,6 @@ import contextlib
 import inspect
 import os
 import sys
-import traceback
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +12,8 @@ from diffcli.commands.run_folder import RunFolder
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import UsageError
+from diffcli.signals import received
+from diffcli.writing import as_sentence
 
 SCHEDULED = {  # a schedule's setting -> what gives more noise at its end
     "betas": "larger schedule.betas, or a larger schedule.beta_max where they are a rule",
@@ -121,17 +121,23 @@ def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> N
 
 @contextlib.contextmanager
 def recorded(folder: RunFolder):
-    """A failure inside goes to error.log with its trace, and into run.json, before it is passed on."""
+    """A failure inside goes to error.log with its trace, and into run.json, before it is passed on; then others may write there.
+
+    A file that cannot be written or read becomes a DiffcliError that names it.
+    """
     try:
         yield
-    except KeyboardInterrupt:
-        folder.write("interrupted")
-        raise
     except UsageError:
         folder.discard()  # nothing was started
         raise
-    except Exception as error:
-        if Path(folder.path).is_dir():
-            (folder.path / "error.log").write_text("".join(traceback.format_exception(error)))
-            folder.write("failed", results={"error": str(error)})
+    except OSError as error:
+        folder.failed(error)
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise as_sentence(error, folder.path) from error
+    except BaseException as error:
+        # what Lightning and others make of a signal that they did not expect is still the signal
+        folder.interrupted() if isinstance(error, KeyboardInterrupt) or received() else folder.failed(error)
         raise
+    finally:
+        folder.release()

@@ -28,6 +28,7 @@ from diffcli.data.rows import rows_picture
 from diffcli.diffusion.encoding import Encoding
 from diffcli.errors import UsageError
 from diffcli.sampling import Conditions
+from diffcli.writing import whole
 
 ITEMS = 64  # of the split, unless told
 SHORT = 0.9  # |z|²/d
@@ -58,7 +59,8 @@ def run(cfg) -> int:
         elif not is_image(model.shape):
             kinds = {"inputs": (x, levels), "latents": (z, None), "reconstructions": (back, levels)}
         for name, array in arrays.items():
-            np.save(path / f"{name}.npy", array)
+            with whole(path / f"{name}.npy") as file:
+                np.save(file, array)
         rows_picture(kinds, path / "reconstructions.png")
         results = {"n": len(x), "levels": levels, "t_data": encoding.times[-1].item(), "noised": encoding.noised}
         results |= {"round_trip": round_trip(x, back), "latents": statistics(z)}

@@ -21,6 +21,7 @@ from diffcli.diffusion.encoding import Encoding
 from diffcli.diffusion.interpolation import angle, from_time, noised_between, slerp
 from diffcli.diffusion.samplers import sample
 from diffcli.errors import UsageError
+from diffcli.writing import whole
 
 BEHIND = 2000  # points of the data that a way is drawn over
 Pairs = list[tuple[End, End]]
@@ -171,7 +172,8 @@ def _sampled(model: Model, walk: Walk, end: End, pair: int, device) -> Tensor:
 
 
 def _write(path: Path, model: Model, pairs: Pairs, ends: np.ndarray, frames: np.ndarray, png: bool) -> list[Path]:
-    np.save(path / "frames.npy", frames)
+    with whole(path / "frames.npy") as file:
+        np.save(file, frames)
     n, count = frames.shape[:2]
     if not is_image(model.shape):
         items = model.data.split("test")

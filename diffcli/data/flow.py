@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffcli.errors import NumericalError, UsageError
+from diffcli.writing import whole
 
 DPI = 150
 START, END, BEHIND = "#0072B2", "#D55E00", "0.8"  # of Okabe & Ito, told apart by all eyes
@@ -41,8 +42,8 @@ def flow(
         raise UsageError(f"paths of {paths.shape[2]} coordinates cannot lie on points of {behind.shape[1]}")
     draw = _lines if paths.shape[2] == 1 else _plane
     figure = draw(paths, np.asarray(clock, dtype=np.float64), behind, clock_name, over)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def _figure(size: tuple[float, float], columns: int, **more):

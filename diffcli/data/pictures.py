@@ -1,7 +1,7 @@
 """Pictures of image items: grids, single files, the denoising as a strip and as a film; points go to `scatter` and `flow`."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ from diffcli.data.base import Data
 from diffcli.data.gif import write_gif
 from diffcli.data.scatter import scatter
 from diffcli.errors import NumericalError, UsageError
+from diffcli.writing import whole
 
 MOST_COLUMNS, FEW = 32, 6  # with a word above each; fewer than these come several times
 GRID_WIDTH = 640  # pixels at least: 8x8 digits are to be seen without zooming
 STRIP_WIDTH = 1000  # of a strip, whose columns have words above
+PART = 256  # images looked at at once
 DPI = 128  # a power of 2, so that its size in inches is exact
 SEPARATOR = 128  # grey, told from both a black and a white background
 
@@ -69,10 +71,13 @@ def write_pngs(x: ArrayLike, folder: Path | str, levels: int | None, names: Sequ
     `image_grid`."""
     from PIL import Image
 
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    for i, a in enumerate(pixels(x, levels)):
+    Path(folder).mkdir(exist_ok=True)
+    firsts = range(0, max(1, len(x)), PART)
+    limits = _limits(x[first : first + PART] for first in firsts) if levels is None else None
+    for i, a in (found for first in firsts for found in enumerate(pixels(x[first : first + PART], levels, limits), first)):
         name = f"{i:06d}" if names is None else names[i]
-        Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(Path(folder) / f"{name}.png")
+        with whole(Path(folder) / f"{name}.png") as file:
+            Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(file)
 
 
 def strip(rows: Mapping[str, ArrayLike], heads: Sequence[str], path: Path | str, levels: int | None) -> None:
@@ -111,7 +116,8 @@ def strip(rows: Mapping[str, ArrayLike], heads: Sequence[str], path: Path | str,
     ax.set_yticks(at, [*rows] * items, fontsize=9)
     ax.tick_params(length=0, top=True, labeltop=True, bottom=False, labelbottom=False)
     ax.spines[:].set_visible(False)
-    figure.savefig(_made(path), dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def gif(frames: ArrayLike, path: Path | str, levels: int | None, milliseconds: int = 100) -> None:
@@ -121,10 +127,10 @@ def gif(frames: ArrayLike, path: Path | str, levels: int | None, milliseconds: i
     write_gif([_grid(f, math.ceil(math.sqrt(len(f)))) for f in a], path, milliseconds)
 
 
-def pixels(x: ArrayLike, levels: int | None) -> np.ndarray:
+def pixels(x: ArrayLike, levels: int | None, limits: tuple[float, float] | None = None) -> np.ndarray:
     """Turn x `(N, C, H, W)` into 8 bits `(N, H, W, C)`: `255 k / (levels - 1)`, clipped and rounded.
 
-    levels None takes the least value of x to 0 and the greatest to 255.  Raises as `image_grid`.
+    levels None takes the least value of x to 0 and the greatest to 255, or the `limits`.  Raises as `image_grid`.
     """
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 4 or not is_image(x.shape[1:]) or len(x) == 0:
@@ -132,10 +138,15 @@ def pixels(x: ArrayLike, levels: int | None) -> np.ndarray:
     bad = ~np.isfinite(x).all(axis=(1, 2, 3))
     if bad.any():
         raise NumericalError(f"image {int(bad.argmax())} is not finite ({int(bad.sum())} of {len(x)} are not)")
-    low, high = (0, levels - 1) if levels is not None else (x.min(), x.max())
+    low, high = (0, levels - 1) if levels is not None else limits or (x.min(), x.max())
     # A constant picture has no range; any width then gives 0.
     scaled = (x - low) * (255 / ((high - low) or 1))
     return scaled.clip(0, 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _limits(parts: Iterable[ArrayLike]) -> tuple[float, float]:
+    lows, highs = zip(*((a.min(), a.max()) for a in (np.asarray(part, dtype=np.float64) for part in parts)), strict=True)
+    return min(lows), max(highs)
 
 
 def _hwc(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -181,9 +192,5 @@ def _fitting(word: str, width: int, font) -> str:
 
 
 def _save(grid, path: Path | str) -> None:
-    grid.save(_made(path), format="PNG")
-
-
-def _made(path: Path | str) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path)
+    with whole(path) as file:
+        grid.save(file, format="PNG")

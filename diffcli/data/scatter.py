@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 
 from diffcli.data.gif import write_gif
 from diffcli.errors import NumericalError, UsageError
+from diffcli.writing import whole
 
 MOST_POINTS = 20000  # more only blacken the picture and slow its drawing
 MOST_PANELS = 8
@@ -27,14 +28,16 @@ def scatter(sets: Mapping[str, ArrayLike], path: Path | str, words: Sequence[str
     if dimensions == {1}:
         if words and len(set(words)) <= MOST_WORDS:
             points = {f"{name}, {w}": x[rows] for name, x in points.items() for w, rows in _rows(words, len(x)).items()}
-        _histograms(points).savefig(_made(path), dpi=100)
+        with whole(path) as file:
+            _histograms(points).savefig(file, dpi=100)
         return
     figure, axes = _panels(len(points))
     limits = _limits(list(points.values()))
     for ax, (name, x), limit in zip(axes, points.items(), limits, strict=True):
         _draw(ax, x, limit, words)
         ax.set_title(f"{name} (n = {len(x)})")
-    figure.savefig(_made(path), dpi=100)
+    with whole(path) as file:
+        figure.savefig(file, dpi=100)
 
 
 def scatter_frames(frames: ArrayLike, heads: Sequence[str], path: Path | str) -> None:
@@ -45,7 +48,8 @@ def scatter_frames(frames: ArrayLike, heads: Sequence[str], path: Path | str) ->
     for ax, i, limit in zip(axes, shown, _limits([frames[i] for i in shown]), strict=True):
         _draw(ax, frames[i], limit)
         ax.set_title(heads[i])
-    figure.savefig(_made(path), dpi=100)
+    with whole(path) as file:
+        figure.savefig(file, dpi=100)
 
 
 def scatter_gif(frames: ArrayLike, heads: Sequence[str], path: Path | str, milliseconds: int = 100) -> None:
@@ -150,8 +154,3 @@ def _panels(count: int):
     for ax in axes[count:]:
         ax.set_axis_off()
     return figure, axes[:count]
-
-
-def _made(path: Path | str) -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(path)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from diffcli.data.scatter import MOST_POINTS
+from diffcli.writing import whole
 
 
 def ways_picture(ways: ArrayLike, behind: ArrayLike, units: str, path: Path | str) -> None:
@@ -36,5 +37,5 @@ def ways_picture(ways: ArrayLike, behind: ArrayLike, units: str, path: Path | st
         ax.plot(*line.T, ".-", color=f"C{i % 10}", markersize=6, linewidth=1.2)
         for name, end in (("a", line[0]), ("b", line[-1])):
             ax.annotate(name, end, xytext=(5, 5), textcoords="offset points", fontsize=11, color=f"C{i % 10}")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100)
+    with whole(path) as file:
+        figure.savefig(file, dpi=100)

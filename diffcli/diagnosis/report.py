@@ -10,6 +10,7 @@ from diffcli.diagnosis.finding import Finding
 from diffcli.diagnosis.page import page, plain
 from diffcli.diagnosis.subject import Subject
 from diffcli.diagnosis.svg import DECADES, Chart, Series
+from diffcli.writing import write_text
 
 HTML, JSON = "diagnosis.html", "diagnosis.json"
 
@@ -104,4 +105,4 @@ def write_laws(folder: Path, laws: list, versions: dict, hardware: dict) -> None
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")

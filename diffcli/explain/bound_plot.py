@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from diffcli.explain.figures import COLOURS, DPI, _figure
+from diffcli.writing import whole
 
 
 def plot(strata: dict[str, np.ndarray], terms: dict[str, float], per: str, title: str, path: Path) -> None:
@@ -40,4 +41,5 @@ def plot(strata: dict[str, np.ndarray], terms: dict[str, float], per: str, title
     right.set(xlabel="nats an item")
     right.set_title("what adds up", fontsize=10)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)

@@ -8,6 +8,7 @@ from diffcli.data.pictures import is_image, pixels
 from diffcli.explain.figures import COLOURS, DPI
 from diffcli.metrics.card import Card, Figure, flat
 from diffcli.metrics.card_text import ARROWS, notes, rounded, rows
+from diffcli.writing import whole
 
 WIDTH, EDGE = 11.0, 0.15  # inches
 HEAD, ROW, WORDS, MIDDLE = 0.5, 0.42, 0.15, 4.0  # heights of the title, a figure, a line of words, the samples
@@ -54,7 +55,8 @@ def draw(card: Card, samples: np.ndarray, data: np.ndarray, levels: int | None, 
         _points(left, right, samples[:POINTS], data[:POINTS])
     style = dict(va="top", fontsize=7, family="monospace", color="0.2", linespacing=1.3)
     page.text(EDGE, table + MIDDLE + EDGE, "\n".join(words), **style)
-    page.figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        page.figure.savefig(file, dpi=DPI)
 
 
 def _figures(page: _Page, card: Card) -> None:

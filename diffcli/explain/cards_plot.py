@@ -5,6 +5,7 @@ from pathlib import Path
 from diffcli.explain.figures import COLOURS, DPI, _figure
 from diffcli.metrics.card import Card, not_told_apart
 from diffcli.metrics.cards_table import heading, measures
+from diffcli.writing import whole
 
 COLUMNS = 3  # panels in a row
 
@@ -37,4 +38,5 @@ def plot(cards: dict[str, Card], path: Path) -> None:
         ax.locator_params(axis="x", nbins=5)
     axes[0][0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     figure.suptitle("filled: the best, and what is not told from it (Welch, 5 %); grey: real items", fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)

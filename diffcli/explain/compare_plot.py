@@ -5,6 +5,7 @@ from pathlib import Path
 
 from diffcli.explain.comparison import Comparison
 from diffcli.explain.figures import DPI, _figure
+from diffcli.writing import whole
 
 # Okabe & Ito's, told apart by all eyes, then again with other markers
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -42,7 +43,8 @@ def plot(found: Comparison, path: Path) -> None:
     title = "   ".join(KINDS[kind] for kind in KINDS if kind in found.samplers.values())
     figure.legend(handles=order, loc="outside right upper", fontsize=9, frameon=False, title=title, title_fontsize=9)
     figure.suptitle(found.title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def _scales(axes, panels: list[str], found: Comparison) -> None:

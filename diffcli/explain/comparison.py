@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from diffcli.writing import whole, write_text
+
 DISTANCES = ("sliced_wasserstein", "mmd2")
 ALIKE = 1.05  # errors within this factor of each other are called alike
 
@@ -226,12 +228,12 @@ def _piped(rows: list[list[str]]) -> list[str]:
 
 def write(found: Comparison, path: Path) -> str:
     """compare.csv and compare.md in the folder; what to print."""
-    with (path / "compare.csv").open("w", newline="") as file:
+    with whole(path / "compare.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([f.name for f in fields(Cell)])
         for cell in found.cells:
             values = asdict(cell).values()
             writer.writerow(["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in values])
         writer.writerows([name, "", "", "", "", "", "", "", "", why] for name, why in found.refused.items())
-    (path / "compare.md").write_text(markdown(found))
+    write_text(path / "compare.md", markdown(found))
     return text(found)

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
+from diffcli.writing import whole
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito, told apart by all eyes
 DPI = 110
 DECADES = 2.5  # a positive curve that spans more is drawn on a logarithmic axis
@@ -53,7 +55,8 @@ def coefficients(columns: dict[str, np.ndarray], title: str, path: Path) -> None
     third.set(xlabel="t (0 data, 1 noise)")
     fourth.set(xlabel="t (0 data, 1 noise)")
     figure.suptitle(title)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def image_paths(frames: np.ndarray, heads: list[str], limits: tuple[float, float], title: str, path: Path) -> None:
@@ -70,7 +73,8 @@ def image_paths(frames: np.ndarray, heads: list[str], limits: tuple[float, float
             if i == 0:
                 ax.set_title(heads[j], fontsize=8)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def point_paths(frames: np.ndarray, trails: np.ndarray, times: list[float], title: str, path: Path) -> None:
@@ -99,7 +103,8 @@ def point_paths(frames: np.ndarray, trails: np.ndarray, times: list[float], titl
         row[0].set_ylabel("x2")
     more = f"; first 2 of {frames.shape[2]} coordinates" if frames.shape[2] > 2 else ""
     figure.suptitle(title + more, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def score_fields(rows: dict[str, list[dict]], title: str, path: Path) -> None:
@@ -126,7 +131,8 @@ def score_fields(rows: dict[str, list[dict]], title: str, path: Path) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("x1")
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def surfaces(rows: dict[str, list[dict]], title: str, path: Path) -> None:
@@ -149,7 +155,8 @@ def surfaces(rows: dict[str, list[dict]], title: str, path: Path) -> None:
         ax.set_xlabel("x1")
     figure.colorbar(shade, ax=axes, label="nats above the least, cut at 10", shrink=0.8, ticks=range(0, 11, 2))
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def densities(heat: dict, rows: dict[str, list[dict]], title: str, path: Path) -> None:
@@ -176,4 +183,5 @@ def densities(heat: dict, rows: dict[str, list[dict]], title: str, path: Path) -
         ax.set_xlabel("t (0 data, 1 noise)")
     figure.colorbar(shade, ax=axes, label=f"density of {heat['label']}", shrink=0.9)
     figure.suptitle(title, fontsize=11)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)

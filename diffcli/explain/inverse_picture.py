@@ -7,6 +7,7 @@ import numpy as np
 
 from diffcli.data.pictures import is_image, pixels
 from diffcli.explain.figures import DPI
+from diffcli.writing import whole
 
 INPUTS, SAMPLES = 12, 8  # rows, and samples in a row
 CELL = 96  # pixels of a picture at least
@@ -87,7 +88,8 @@ def _draw(parts: list[tuple[list[str], np.ndarray]], path: Path) -> None:
     figure.figimage(canvas, edge, edge, origin="upper")
     for x, word in zip(at, words, strict=True):
         figure.text((edge + x) / outer[0], 1 - top / 2 / outer[1], word, ha="center", va="center", fontsize=7)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def inverse_points(samples, original, measured, known, path: Path, behind=None) -> None:
@@ -118,7 +120,8 @@ def inverse_points(samples, original, measured, known, path: Path, behind=None) 
                 (ax.axvline if j == 0 else ax.axhline)(y[i, j], color="0.5", linewidth=0.8, linestyle="--", zorder=0)
         ax.set_title(f"input {i + 1}", fontsize=9)
     figure.suptitle("samples, their mean +, the original ×, measured coordinates - -", fontsize=9)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def _panel(ax, x: np.ndarray, original: np.ndarray | None) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from diffcli.data.pictures import is_image, pixels
 from diffcli.explain.figures import COLOURS, DPI
 from diffcli.metrics.neighbours import Memorisation, MemorisationCheck
+from diffcli.writing import whole
 
 GREY = 4000  # training points drawn behind the samples
 TITLE = 120  # characters in a line
@@ -34,8 +35,8 @@ def draw(check: MemorisationCheck, found: Memorisation, levels: int | None, path
         part.suptitle(f"{name} of {found.n} samples", fontsize=10)
         (_images if images else _points)(part, check, rows_of, levels)
     _distances(right.subplots(), check, found)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    with whole(path) as file:
+        figure.savefig(file, dpi=DPI)
 
 
 def _images(figure, check: MemorisationCheck, rows, levels: int | None) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffcli.diffusion.sde import SDE
 from diffcli.explain.noise_sequence import OVERLAP_GOOD, Sample
+from diffcli.writing import whole
 
 FINE = 201
 CLOCKS = {  # column -> its two lines of head
@@ -71,7 +72,7 @@ def listed(columns: dict[str, Tensor]) -> dict[str, list[float | None]]:
 
 def write_csv(path: Path, columns: dict[str, Tensor]) -> None:
     """One line for each time, every digit; empty for nan."""
-    with path.open("w", newline="") as file:
+    with whole(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for row in torch.stack(list(columns.values()), dim=1).tolist():

@@ -1,9 +1,12 @@
 """A folder of the diffusers library: a UNet2DModel and its scheduler, as it saves and loads them."""
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from diffcli.checkpoint import FORMAT
@@ -19,6 +22,7 @@ from diffcli.interchange.files import (
     write_json,
 )
 from diffcli.networks.diffusers_unet import DiffusersUNet
+from diffcli.writing import unwritten
 
 PREDICTIONS = {"epsilon": Eps, "v_prediction": V, "sample": X0}
 # the schedulers whose betas are DDPM's, whatever they do with them
@@ -184,7 +188,18 @@ def write(folder: Path, denoiser: Denoiser) -> list[Path]:
     if not names or getattr(denoiser, "outputs", 1) > 1:
         raise ValueError("its schedulers know predictions eps, v and x0 with one output alone")
     betas = chain(denoiser, network.timesteps)
-    network.save(folder)
+    temporary = folder / f".{os.getpid()}.tmp.diffusers"
+    try:
+        temporary.mkdir()
+        network.save(temporary)
+        for file in temporary.iterdir():
+            os.replace(file, folder / file.name)
+    except SafetensorError as error:  # its own for a full disk
+        raise unwritten(folder, OSError(str(error))) from error
+    except OSError as error:
+        raise unwritten(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     scheduler = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": len(betas),

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffcli.errors import CheckpointError, UsageError
+from diffcli.writing import write_text
 
 OWN_CONFIG, OWN_WEIGHTS = "model.json", "model.safetensors"
 UNET_CONFIG, UNET_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -53,4 +54,4 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_json(path: Path, content: dict) -> None:
     """Write a JSON file; numbers come back as they are, to the last bit."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")

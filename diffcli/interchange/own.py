@@ -3,12 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
 from diffcli.checkpoint import FORMAT
 from diffcli.errors import CheckpointError
 from diffcli.interchange.files import OWN_CONFIG, OWN_WEIGHTS, read_json, read_tensors, write_json
+from diffcli.writing import whole
 
 KIND = "diffcli model"
 
@@ -16,7 +18,11 @@ KIND = "diffcli model"
 def write(folder: Path, denoiser: nn.Module, config: dict, shape: list[int], weights: str) -> list[Path]:
     """Write both files; config holds the nodes of the denoiser and the data.  The weights stand first, the config once they are."""
     state = {name: value.detach().cpu().contiguous().clone() for name, value in denoiser.state_dict().items()}
-    save_file(state, folder / OWN_WEIGHTS, metadata={"format": "pt"})
+    with whole(folder / OWN_WEIGHTS) as file:
+        try:
+            save_file(state, file, metadata={"format": "pt"})
+        except SafetensorError as error:  # its own for a full disk
+            raise OSError(str(error)) from error
     content = {
         "kind": KIND,
         "format": FORMAT,
