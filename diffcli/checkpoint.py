@@ -1,16 +1,11 @@
 """A checkpoint carries its config.  Reading one runs no code: tensors and plain containers, classes of diffcli only."""
 
-import importlib
-import inspect
+import contextlib
 import json
 import os
-import pickle
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
 from diffcli.data.base import Data
@@ -18,11 +13,18 @@ from diffcli.diffusion.classifier import Classifier
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import CheckpointError, UsageError
+from diffcli.untrusted.archive import read_archive
+from diffcli.untrusted.config import (  # noqa: F401 - check_node: for those who build a data set
+    built,
+    check_node,
+    check_plain,
+)
+from diffcli.untrusted.progress import check_progress
+from diffcli.untrusted.tensors import check_content, check_named
+from diffcli.writing import unwritten
 
 FORMAT = 1
-PARTS = ("diffcli.data.", "diffcli.diffusion.", "diffcli.networks.")  # the modules a checkpoint's config may name
 CONDITIONS = ("none", "label", "vector", "image")
-DEPTH, SIZE = 20, 100_000  # of such a config; a forged one can contain itself
 
 
 # what a checkpoint's config can hold a model as, and what that is called
@@ -56,18 +58,38 @@ def _is_classifiers(path: Path) -> bool:
 
 
 def write(content: dict, path: str | Path) -> None:
-    """Write to a temporary file in the same folder, flush it to the disk, rename it: a final name has a whole checkpoint."""
+    """Write to a temporary file in the same folder, flush it to the disk, rename it: a final name has a whole checkpoint.
+
+    Raises DiffcliError where it cannot be written; what had that name is still there then.
+    """
     path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(exist_ok=True)  # not its parents: the folder of a run that vanished does not come back
         with temporary.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _flush(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError when it is closed
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        raise unwritten(path, cause) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where its file system lets them be."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read(path: str | Path, part: str | None = "denoiser") -> dict:
@@ -77,24 +99,7 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
     Raises UsageError if there is no such file, CheckpointError (one sentence) for anything else that is wrong with it.
     """
     path = Path(path)
-    if not path.exists():
-        raise UsageError(f"there is no checkpoint {path}", "diffcli train makes one, under outputs/")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder, not a checkpoint", f"ckpt={path}/checkpoints/last.ckpt")
-    if not path.is_file() or not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is no checkpoint of diffcli, or it was cut short")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise CheckpointError(f"{path} is damaged (checksum of {bad})")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path} is refused: it holds Python objects, which may run code") from None
-    except Exception as error:  # noqa: BLE001 - damaged files fail in many ways inside zipfile and torch
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__})") from None
+    content = read_archive(path)
     if not isinstance(content, dict) or not {"format", "config", "state_dict", "ema", "shape"} <= content.keys():
         raise CheckpointError(f"{path} is no checkpoint of diffcli")
     if type(content["format"]) is not int or content["format"] != FORMAT:
@@ -107,84 +112,15 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
         raise CheckpointError(f"{path} is {MODELS[held[0]]}, not {MODELS[part]}", USES[held[0]])
     if not isinstance(shape, list) or not all(type(size) is int and size > 0 for size in shape):
         raise CheckpointError(f"{path} has no shape of items")
+    check_plain(config, "config")
     for group in ("state_dict", "ema"):
-        _check_tensors(content[group], group, path)
+        check_named(content[group], group, path)
+    for key, value in content.items():
+        if key not in ("config", "state_dict", "ema"):
+            check_content(value, key, path)
+    if "optimizer_states" in content:
+        check_progress(content, path)
     return content
-
-
-def _check_tensors(tensors, group: str, path: Path) -> None:
-    if not isinstance(tensors, dict):
-        raise CheckpointError(f"{path} has no weights in its {group}")
-    for name, value in tensors.items():
-        if not isinstance(name, str) or not _is_dense(value):
-            raise CheckpointError(f"{path} is refused: {name} in its {group} is no dense tensor")
-        if not torch.isfinite(value).all():
-            raise CheckpointError(f"{path}: {name} in its {group} is not finite")
-
-
-def _is_dense(value) -> bool:
-    """A tensor whose elements are all there: not sparse, quantised or without storage, none stored once for many."""
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.is_quantized:
-        return False
-    return value.device.type == "cpu" and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-
-
-def check_node(node, bases: tuple[type, ...], trust: str | None, where: str) -> None:
-    """Refuse a config that could do more than build a model: it names classes of diffcli (or of `trust`), nothing else.
-
-    A class counts as diffcli's by the module that defines it, so that nothing re-exported gets through; it must also be
-    one of `bases`.  Of `trust`, functions will do.  Raises CheckpointError with one sentence.
-    """
-    if not isinstance(node, dict) or "_target_" not in node:
-        raise CheckpointError(f"the checkpoint is refused: its {where} names no class")
-    for path, value in _walk(node, where):
-        if isinstance(value, str) and "${" in value:
-            raise CheckpointError(f"the checkpoint is refused: {path} holds an interpolation")
-        if value is not None and type(value) not in (dict, list, str, int, float, bool):
-            raise CheckpointError(f"the checkpoint is refused: {path} is a {type(value).__name__}, not plain data")
-        if isinstance(value, dict):
-            odd = [
-                k for k in value if not isinstance(k, str) or not k.isprintable() or (k[:1] == "_" and k != "_target_")
-            ]
-            if odd:
-                raise CheckpointError(f"the checkpoint is refused: {path} has the key {odd[0]!r}")
-            if "_target_" in value:
-                _check_target(value["_target_"], bases, trust, path)
-
-
-def _walk(node, where: str) -> Iterator[tuple[str, object]]:
-    todo, seen = [(where, node, 0)], 0
-    while todo:
-        path, value, depth = todo.pop()
-        seen += 1
-        if depth > DEPTH or seen > SIZE:
-            raise CheckpointError(f"the checkpoint is refused: its {where} is too large or nested too deeply")
-        yield path, value
-        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-        todo += [(f"{path}.{key}", item, depth + 1) for key, item in items]
-
-
-def _check_target(target, bases: tuple[type, ...], trust: str | None, path: str) -> None:
-    if not isinstance(target, str) or not all(word.isidentifier() for word in target.split(".")):
-        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is no name of a class")
-    package = target.partition(".")[0]
-    if package not in ("diffcli", trust):
-        raise CheckpointError(
-            f"the checkpoint is refused: {path} is {target!r}, which is not part of diffcli",
-            f"if you trust that package, trust={package}",
-        )
-    foreign = package != "diffcli"
-    if not foreign and not target.startswith(PARTS):
-        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not a model part of diffcli")
-    module, _, name = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"the checkpoint names {target!r} ({path}), which cannot be imported ({error})") from None
-    home = str(getattr(found, "__module__", "")).partition(".")[0]  # where it is defined, not where it was found
-    if home != package or not (foreign or (inspect.isclass(found) and issubclass(found, bases))):
-        kind = f"defined in {package}" if foreign else "a model part of diffcli"
-        raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not {kind}")
 
 
 def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
@@ -207,7 +143,7 @@ def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
 
 def build_denoiser(node: dict, trust: str | None = None) -> Denoiser:
     """The denoiser that a node of a checkpoint describes, with fresh weights.  Raises CheckpointError."""
-    denoiser = _built(node, (nn.Module,), trust, "denoiser", "model")
+    denoiser = built(node, (nn.Module,), trust, "denoiser", "model")
     if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.sde, SDE):
         raise CheckpointError(f"the checkpoint is refused: its {node['_target_']} is no model with an SDE")
     return denoiser
@@ -219,7 +155,7 @@ def build_classifier(content: dict, trust: str | None = None) -> Classifier:
     Raises CheckpointError.
     """
     config = content["config"]
-    classifier = _built(config["classifier"], (nn.Module,), trust, "classifier", "classifier")
+    classifier = built(config["classifier"], (nn.Module,), trust, "classifier", "classifier")
     if not isinstance(classifier, Classifier) or list(classifier.shape) != content["shape"]:
         raise CheckpointError(
             f"the checkpoint is refused: its {config['classifier']['_target_']} is no classifier of its data"
@@ -227,18 +163,8 @@ def build_classifier(content: dict, trust: str | None = None) -> Classifier:
     if classifier.sde is not None and not isinstance(classifier.sde, SDE):
         raise CheckpointError("the checkpoint is refused: its classifier's sde is no SDE")
     classifier.data = config["data"]
-    classifier.transform = _built(config["data"], (Data,), trust, "data", "data set").transform
+    classifier.transform = built(config["data"], (Data,), trust, "data", "data set").transform
     return classifier
-
-
-def _built(node: dict, bases: tuple[type, ...], trust: str | None, where: str, what: str):
-    check_node(node, bases, trust, where)
-    try:
-        return instantiate(node, _convert_="all")
-    except Exception as error:
-        cause = error.__cause__ or error
-        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
-        raise CheckpointError(f"the checkpoint's {what} cannot be built: {reason}") from error
 
 
 def load_weights(model: nn.Module, content: dict, weights: str, path: Path, part: str = "denoiser") -> None:

@@ -16,20 +16,20 @@ CONF = PACKAGE.parent / "conf"
 
 # part -> layer: a part imports itself, lower layers, and its neighbours as long as there is no way back
 LAYERS = {
-    "_worker": 5, "__main__": 5,
+    "_worker": 5, "_sweep_job": 5, "__main__": 5,
     "cli": 4,
     "commands": 3,
-    "checkpoint": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "sharing": 2,
+    "checkpoint": 2, "untrusted": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "sharing": 2,
     "randomness": 2, "explain": 2, "diagnosis": 2,
     "diffusion": 1, "networks": 1,
-    "advice": 0, "help": 0, "paths": 0, "errors": 0, "__init__": 0,
+    "advice": 0, "help": 0, "paths": 0, "errors": 0, "signals": 0, "writing": 0, "__init__": 0,
 }  # fmt: skip
 TALK = {"advice", "help", "paths"}  # for what meets the user: cli, commands, and each other
 LIBRARIES = {  # library -> parts or modules that may import it; those that are not named here go anywhere
-    "hydra": {"cli", "commands", "checkpoint"},
+    "hydra": {"cli", "commands", "untrusted"},
     "omegaconf": {"cli", "commands", "checkpoint", "_worker"},
     "lightning": {"training", "commands.train", "commands.launch"},
-    "wandb": set(),  # through lightning's logger
+    "wandb": {"training.log_process"},
     "torchdiffeq": {"training"},  # the mathematics takes the solver as an object
     "sklearn": {"data"},
     "torchvision": {"data"},

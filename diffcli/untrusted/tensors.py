@@ -1,0 +1,61 @@
+"""Tensors and plain values that came in a file: dense, finite, and nothing that only looks like one."""
+
+import torch
+from torch import Tensor
+
+from diffcli.errors import CheckpointError
+
+LEAVES = (str, int, float, bool, type(None))
+CONTAINERS = (dict, list, tuple)  # an OrderedDict is a dict; each is met once, however often it is referred to
+
+
+def check_content(content, where: str, path) -> None:
+    """Refuse anything but plain containers of numbers, text and tensors, each tensor dense and finite.
+
+    where: what the content is called.  Raises CheckpointError with one sentence.
+    """
+    todo, seen = [(where, content)], set()
+    while todo:
+        place, value = todo.pop()
+        if isinstance(value, Tensor):
+            check_tensor(value, place, path)
+        elif isinstance(value, CONTAINERS):
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            todo += [(f"{place}.{_word(key, place, path)}", item) for key, item in items]
+        elif type(value) not in LEAVES:
+            raise CheckpointError(f"{path} is refused: its {place} is a {type(value).__name__}, not plain data")
+
+
+def check_named(tensors, where: str, path) -> None:
+    """Refuse anything but tensors by their names, each dense and finite.  Raises CheckpointError with one sentence."""
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path} has no weights in its {where}")
+    for name, value in tensors.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(f"{path} is refused: {name!r} in its {where} is no dense tensor")
+        check_tensor(value, f"{where}.{_word(name, where, path)}", path)
+
+
+def check_tensor(value: Tensor, place: str, path) -> None:
+    """Refuse a tensor that is not dense or not finite.  Raises CheckpointError with one sentence."""
+    if not is_dense(value):
+        raise CheckpointError(f"{path} is refused: {place} is no dense tensor")
+    if not torch.isfinite(value).all():
+        raise CheckpointError(f"{path}: {place} is not finite")
+
+
+def is_dense(value: Tensor) -> bool:
+    """A tensor whose elements are all there: not sparse, quantised or without storage, none stored once for many."""
+    if type(value) is not Tensor or value.layout is not torch.strided or value.is_quantized:
+        return False
+    return value.device.type == "cpu" and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def _word(key, where: str, path) -> str:
+    """A key as a sentence may show it."""
+    if type(key) not in (str, int) or not str(key).isprintable():
+        raise CheckpointError(f"{path} is refused: its {where} has the key {key!r}"[:200])
+    return str(key)
