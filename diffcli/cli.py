@@ -1,16 +1,16 @@
 """`diffcli COMMAND [key=value ...]`: from a command's name to Hydra, from any failure to a sentence and a code."""
 
-import functools
 import importlib
 import os
+import signal
 import sys
 import traceback
-import warnings
-from datetime import datetime
 from pathlib import Path
 
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.help import ABOUT, command_help, usage
+from diffcli.signals import Interrupted, Interrupts, check, received
+from diffcli.writing import as_sentence, unwritten
 
 ALIASES = {"likelihood": "nll"}
 MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
@@ -23,7 +23,36 @@ class _Unread(BaseException):
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code (the list is in the README)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with Interrupts():
+        return _answer(list(sys.argv[1:] if argv is None else argv))
+
+
+def _answer(argv: list[str]) -> int:
+    try:
+        code = _dispatch(argv)
+        sys.stdout.flush()
+        return code
+    except (BrokenPipeError, _Unread):  # `diffcli train --help | head`
+        _mute()
+        return 0
+    except OSError as error:  # nothing but what is printed is written here
+        _mute()
+        return report(unwritten("to standard output", error))
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt) and not received():
+            raise
+        signum = getattr(error, "signum", None) or received() or signal.SIGINT
+        if not getattr(error, "said", False):
+            print(f"interrupted ({signal.Signals(signum).name})", file=sys.stderr)
+        return 128 + signum
+
+
+def _mute() -> None:
+    """Let nothing of what is still to be printed fail, at the interpreter's end neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -47,18 +76,13 @@ def main(argv: list[str] | None = None) -> int:
         return _run(command, args)
     except DiffcliError as error:
         return report(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (BrokenPipeError, _Unread):  # `diffcli train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def report(error: BaseException, debug: bool = False) -> int:
     """Print a failure as `error: what (where)` and what to try; the exit code."""
     if debug:
         traceback.print_exception(error)
+    error = as_sentence(error) if isinstance(error, OSError) else error
     if isinstance(error, DiffcliError):
         print(f"error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -76,52 +100,69 @@ def _run(command: str, args: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     from diffcli.advice import check_options, explain
+    from diffcli.commands.job import Job
+    from diffcli.commands.run_folder import new_folder
+    from diffcli.commands.sweeps import folder_of, tidy, watched
     from diffcli.paths import conf_dir
 
-    for module in ("torch", "lightning"):  # deprecations between those two, nothing a user could act on
-        warnings.filterwarnings("ignore", category=FutureWarning, module=module)
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
     flags, settings = _split(args)
     _check_removals(command, settings)
     check_options(command, settings, _config_dir(args))
-    sweep = _sweep_folder(command, flags, settings)
-    missing = [p for p in (sweep, *sweep.parents) if not p.exists()] if sweep else []
-    codes: list[int] = []
-    task = functools.partial(_job, command, codes)
-    task.__module__, task.__name__ = f"diffcli.commands.{command}", command  # these name the job
+    sweep, made = _sweep_folder(command, flags, settings), []
+    if sweep and (chosen := folder_of(settings)):
+        sweep, made = chosen, [p for p in (chosen, *chosen.parents) if not p.exists()]
+    elif sweep:
+        sweep, made = new_folder(sweep)
+    task = Job(command, _job)
     words = [*flags, *_with_context(command, settings)]
-    saved, sys.argv = sys.argv, ["diffcli", *words, *([f"hydra.sweep.dir={sweep}"] if sweep else [])]
+    saved, sys.argv = sys.argv, ["diffcli", *words, *([f"hydra.sweep.dir='{sweep}'"] if sweep else [])]
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
-    except KeyboardInterrupt:
-        if not codes or codes[-1] <= 128:
-            raise
+        with watched(task):
+            hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command)(task)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: Hydra's, jobs let none out
         return report(explain(command, error, settings, _config_dir(args)))
+    except OSError as error:  # Hydra's own folders and files; its word for a missing option is one too, answered above
+        if isinstance(error, BrokenPipeError):
+            raise
+        return report(as_sentence(error))
     finally:
         sys.argv = saved
         if sweep:
-            _sweep_leftovers(sweep, missing, failed=all(codes))
-    return max(codes, default=0)
+            tidy(sweep, made)
+    return task.code()
 
 
-def _job(command: str, codes: list[int], cfg) -> None:
-    """One job of Hydra's: a failure ends this job and leaves the others of its sweep."""
+def _job(command: str, cfg):
+    """One job of Hydra's and its Outcome: a failure ends this job and leaves the others of its sweep."""
     from omegaconf.errors import OmegaConfBaseException
 
+    from diffcli.commands.job import Outcome
+    from diffcli.commands.run_folder import leave
+
+    left: BaseException | None = None
     try:
-        codes.append(importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}").run(cfg) or 0)
-        if codes[-1] > 128:  # stopped by a signal, which was meant for the rest of a sweep too
-            raise KeyboardInterrupt
-    except KeyboardInterrupt:
+        module = importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}")
+        check()
+        code = module.run(cfg) or 0
+        check()
+        if code > 128:  # stopped by a signal, which was meant for the rest of a sweep too
+            raise Interrupted(code - 128, said=True)
+        return Outcome(code)
+    except KeyboardInterrupt as error:
+        left = error
         raise
     except BrokenPipeError as error:
         raise _Unread from error
     except OmegaConfBaseException as error:
-        codes.append(report(_unset(command, cfg, error), debug=cfg.get("debug") is True))
+        unset = _unset(command, cfg, error)
+        return Outcome(report(unset, debug=cfg.get("debug") is True), str(unset))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: any failure becomes a sentence and a code
-        codes.append(report(error, debug=cfg.get("debug") is True))
+        left = error
+        check()
+        return Outcome(report(error, debug=cfg.get("debug") is True), str(error) or type(error).__name__)
+    finally:
+        leave(left)
 
 
 def _unset(command: str, cfg, error: Exception) -> UsageError:
@@ -220,22 +261,9 @@ def _sweep_folder(command: str, flags: list[str], settings: list[str]) -> Path |
         return None
     if any(word.startswith("hydra.sweep.dir=") for word in words):
         return None
-    return Path("outputs") / command / datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    from diffcli.commands.run_folder import new_name
 
-
-def _sweep_leftovers(folder: Path, missing: list[Path], failed: bool) -> None:
-    """Remove what Hydra made for jobs that started no run: their empty folders, and the sweep's own if all failed.
-
-    missing: the folder and those of its parents that were not there before, the innermost first.
-    """
-    for sub in folder.glob("*/"):
-        if not any(sub.iterdir()):
-            sub.rmdir()
-    if failed and [p.name for p in folder.glob("*")] == ["multirun.yaml"]:
-        (folder / "multirun.yaml").unlink()
-    for path in missing:
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
+    return Path("outputs") / command / new_name()
 
 
 def _complete(argv: list[str]) -> int:
