@@ -19,7 +19,6 @@ from diffcli.untrusted.config import (  # noqa: F401 - check_node: for those who
     check_node,
     check_plain,
 )
-from diffcli.untrusted.progress import check_progress
 from diffcli.untrusted.tensors import check_content, check_named
 from diffcli.writing import unwritten
 
@@ -118,8 +117,6 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
     for key, value in content.items():
         if key not in ("config", "state_dict", "ema"):
             check_content(value, key, path)
-    if "optimizer_states" in content:
-        check_progress(content, path)
     return content
 
 
