@@ -7,11 +7,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from diffcli import checkpoint
-from diffcli.commands.build import build
 from diffcli.commands.classify import ClassifierParts
 from diffcli.commands.common import chosen, plain, recorded
 from diffcli.commands.fit import fit_at_once
 from diffcli.commands.launch import Launched, arithmetic, build_trainer, fill_in, launched, placed
+from diffcli.commands.logging import build_logger
 from diffcli.commands.model import parameters
 from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
 from diffcli.commands.resume import resume_from
@@ -53,7 +53,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         say(f"would train {parameters(parts.model):,} parameters for {steps} steps in {path}")
         return 0
     trainer = None if fitted else build_trainer(config, path, found)
-    logger = build(config["logger"] | {"save_dir": str(path)}, "logger") if config["logger"] and not fitted else None
+    logger = None if fitted else build_logger(config, path)
     folder = create(path, "train", config, keep=resume is not None)
     write_text(path / "config.yaml", OmegaConf.to_yaml(config))
     with recorded(folder):
