@@ -1,102 +1,122 @@
 """Where a training goes on: its folder, the newest whole checkpoint, and whether the settings are still the same."""
 
 import json
+import math
 from pathlib import Path
 
+import torch
+
 from diffcli import checkpoint
-from diffcli.commands.run_folder import choose, say
+from diffcli.commands.changes import NEW_ORDER, check_allowed, check_same
+from diffcli.commands.run_folder import choose, place, say
 from diffcli.errors import UsageError
+from diffcli.training.resumption import check_state
 
-MODEL = ("denoiser", "classifier", "data", "source")  # what a resumed run may not change
-FREE = (
-    "out",
-    "overwrite",
-    "debug",
-    "dry_run",
-    "resume",
-    "resume_allow",
-    "logger",
-    "preview",
-    "checkpoint",
-    "workers",
-    "device",
-)
+NAMES = ("last", "step", "best")  # of checkpoints of the same step, the first that is whole
 
 
-def resume_from(config: dict) -> tuple[Path, Path | None, bool]:
+def resume_from(parts) -> tuple[Path, Path | None, bool]:
     """The run's folder, the checkpoint to go on from, and whether that one has reached the last step."""
-    wish, part = config["resume"], next(name for name in checkpoint.MODELS if name in config)
+    config = parts.config
+    wish, home = config["resume"], None
+    check_allowed(config["resume_allow"], config)
     if wish == "never":
         return choose("train", config), None, False
     if wish == "auto":
-        if config["out"] is None:
+        home = place(config)
+        if home is None:
             raise UsageError(
                 "resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint"
             )
-        path = Path(config["out"]).expanduser()
-        found = _newest_whole(path / "checkpoints")
+        found = next((path for path in _newest_first(home / "checkpoints") if _is_whole(path, parts)), None)
         if found is None:  # what a training left without a whole checkpoint may go, another command's run may not
-            return choose("train", config | {"overwrite": config["overwrite"] or _is_training(path)}), None, False
+            again = config["overwrite"] or _record(home).get("command") == "train"
+            return choose("train", config | {"overwrite": again}), None, False
     else:
         found = Path(wish).expanduser()
-        checkpoint.read(found, part)
-        home = found.parent.parent if found.parent.name == "checkpoints" else None
-        path = Path(config["out"]).expanduser() if config["out"] else home or choose("train", config)
-    content = checkpoint.read(found, part)
-    _check_same(content["config"], config, found)
+    content = _checked(found, parts)
+    path = home or _folder_of(found, config)
+    for change in check_same(content["config"], config, found):
+        said = f" ({NEW_ORDER[change.key]})" if change.key in NEW_ORDER else ""
+        say(f"changed: {change}{said}")
     say(f"resuming from {found} (step {content['global_step']})")
-    return path, found, content["global_step"] >= config["trainer"]["max_steps"]
+    status = _record(found.parent.parent).get("status", "finished")
+    return path, found, content["global_step"] >= config["trainer"]["max_steps"] and status == "finished"
 
 
-def _is_training(path: Path) -> bool:
-    record = path / "run.json"
-    return record.exists() and json.loads(record.read_text()).get("command") == "train"
+def _folder_of(found: Path, config: dict) -> Path:
+    """The folder of a run that goes on from this checkpoint: `out`, else its own."""
+    home = found.parent.parent if found.parent.name == "checkpoints" else None
+    out = Path(config["out"]).expanduser() if config["out"] else home
+    same = home is not None and out is not None and out.resolve() == home.resolve()
+    return home if same else choose("train", config)
 
 
-def _newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that passes the checks; those that do not are named and skipped."""
-    for path in sorted(folder.glob("*.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True):
-        if path.name == "best.ckpt":
-            continue
-        try:
-            checkpoint.read(path, None)
-        except checkpoint.CheckpointError as error:
-            say(f"skipped: {error.message}")
-            continue
-        return path
-    return None
+def is_within(resume: Path | None, path: Path) -> bool:
+    """Whether a run goes on in the folder of its checkpoint, whose other files it then keeps."""
+    return resume is not None and resume.resolve().is_relative_to(path.resolve())
 
 
-def _check_same(old: dict, new: dict, path: Path) -> None:
-    """Refuse to go on with another model or data; other differences must be named in resume_allow, and then apply."""
-    was, now = old.get("condition") or "none", new.get("condition") or "none"
-    if was != now:
-        raise UsageError(
-            f"{path} was trained with condition={was}, not {now}", f"condition={was}, or a new run without resume"
-        )
-    for part in MODEL:
-        if old.get(part) != new.get(part):
-            where = next(_differences(old.get(part), new.get(part), part))
-            raise UsageError(
-                f"{path} was trained with another {part}: {where}", "the same settings, or a new run without resume"
-            )
-    rest = [k for k in old if k not in MODEL + FREE and k in new and old[k] != new[k] and k not in new["resume_allow"]]
-    rest = [
-        k
-        for k in rest
-        if k not in ("sde", "schedule", "network", "prediction", "sampler", "grid", "sweep", "experiment")
-    ]
-    if rest:
-        where = "; ".join(next(_differences(old[k], new[k], k)) for k in rest)
-        raise UsageError(
-            f"the settings differ from those of {path}: {where}", f"resume_allow=[{','.join(rest)}] lets them change"
-        )
+def set_aside(path: Path, resume: Path | None) -> None:
+    """Rename the checkpoints of later steps than the one that a run in this folder goes on from, and damaged ones.
+
+    They are of a way that is not gone on; left there, they would be taken for the newest.
+    """
+    if not is_within(resume, path):
+        return
+    step = _step(resume)
+    for other in (path / "checkpoints").glob("*.ckpt"):
+        if _step(other) > step:
+            other.replace(other.with_name(f"{other.name}.old"))
+            say(f"set aside: {other}.old")
 
 
-def _differences(old, new, path: str):
-    if isinstance(old, dict) and isinstance(new, dict):
-        for k in [*old, *(k for k in new if k not in old)]:
-            if old.get(k) != new.get(k):
-                yield from _differences(old.get(k), new.get(k), f"{path}.{k}")
-    else:
-        yield f"{path} was {old}, is now {new}"
+def _record(path: Path) -> dict:
+    try:
+        record = json.loads((path / "run.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Checkpoints by their steps, as far as those can be read: the times of files are lost where a run is copied."""
+    rank = {
+        path: next((i for i, name in enumerate(NAMES) if path.name.startswith(name)), 9)
+        for path in folder.glob("*.ckpt")
+    }
+    return sorted(rank, key=lambda path: (-_step(path), rank[path], path.name))
+
+
+def _step(path: Path) -> float:
+    """The step of a checkpoint, of which no more than its index is read; infinite for one that is damaged."""
+    try:
+        step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:  # noqa: BLE001 - damaged files fail in many ways inside torch; what is wrong is said when it is read
+        return math.inf
+    return step if type(step) is int else math.inf
+
+
+def _is_whole(path: Path, parts) -> bool:
+    """Whether a checkpoint passes all checks; what is wrong with it is said.  Raises UsageError where the settings differ."""
+    try:
+        _checked(path, parts)
+    except checkpoint.CheckpointError as error:
+        say(f"skipped: {error.message}")
+        return False
+    return True
+
+
+def _checked(path: Path, parts) -> dict:
+    """The contents of a checkpoint that this training can go on from.
+
+    Raises CheckpointError for a damaged or foreign one, UsageError where its settings are others.
+    """
+    part = next(name for name in checkpoint.MODELS if name in parts.config)
+    content = checkpoint.read(path, part)
+    check_same(content["config"], parts.config, path)
+    modules = {part: parts.model, "loss": parts.loss}
+    weights = {f"{at}.{k}": v for at, module in modules.items() for k, v in module.state_dict().items()}
+    trained = [f"{at}.{k}" for at, module in modules.items() for k, p in module.named_parameters() if p.requires_grad]
+    check_state(content, weights, trained, path, content["config"].get("loss") != parts.config.get("loss"))
+    return content

@@ -14,7 +14,7 @@ from diffcli.commands.launch import Launched, arithmetic, build_trainer, fill_in
 from diffcli.commands.logging import build_logger
 from diffcli.commands.model import parameters
 from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
-from diffcli.commands.resume import resume_from
+from diffcli.commands.resume import is_within, resume_from, set_aside
 from diffcli.commands.run_folder import RunFolder, create, say, write_text
 from diffcli.commands.together import Meeting, meeting, running, watched, work
 from diffcli.diffusion.fitted import Fitted
@@ -39,11 +39,11 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     prepare(cfg)
     parts = build_parts(plain(cfg))
     config = parts.config
-    path, resume, done = resume_from(config)
+    path, resume, done = resume_from(parts)
     steps = config["trainer"]["max_steps"]
     _warn(parts)
     if done:
-        say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on")
+        say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto resume_allow=[trainer.max_steps] goes on")
         return 0
     fitted = isinstance(parts.model, Fitted)
     if config["dry_run"] and fitted:
@@ -54,11 +54,12 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         return 0
     trainer = None if fitted else build_trainer(config, path, found)
     logger = None if fitted else build_logger(config, path)
-    folder = create(path, "train", config, keep=resume is not None)
+    folder = create(path, "train", config, keep=is_within(resume, path))
     write_text(path / "config.yaml", OmegaConf.to_yaml(config))
     with recorded(folder):
         if fitted:
             return fit_at_once(parts.denoiser, training_set(parts.data), parts, path, folder)
+        set_aside(path, resume)
         return fit(parts, trainer, path, resume, folder, logger, here)
 
 
@@ -101,6 +102,7 @@ def fit(
     from diffcli.training.module import Training
     from diffcli.training.preview import Preview
     from diffcli.training.progress import Progress
+    from diffcli.training.resumption import rows_kept
     from diffcli.training.stop import GracefulStop
 
     config = parts.config
@@ -132,7 +134,7 @@ def fit(
     trainer.callbacks += [ema, *progress, checkpoints, stop]
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if folder is not None:
-        at = checkpoint.read(resume, None)["global_step"] if resume else None
+        at = rows_kept(checkpoint.read(resume, None)) if resume else None
         columns = CLASSIFIED if classifies else COLUMNS
         trainer.loggers = [MetricsCSV(path / "metrics.csv", at, columns), *([logger] if logger else [])]
         if logger is not None:
@@ -145,13 +147,13 @@ def fit(
     with running(trainer, path, config, resume, here, folder):
         trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
     if folder is not None:
-        _finish(folder, trainer, module, ema, checkpoints, stop, samples, time.process_time() - begun)
+        _finish(folder, trainer, module, ema, checkpoints, stop, time.process_time() - begun)
     return stop.exit_code
 
 
-def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, samples: int, cpu_seconds: float) -> None:
+def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seconds: float) -> None:
     metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
-    seen = module.batches * samples
+    seen = module.seen
     results = {
         "images_seen": seen,
         "loss": metrics.get("loss"),

@@ -25,9 +25,6 @@ class Checkpoints(L.Callback):
         self.best = float("inf")
         self._saved = -1
 
-    def on_train_start(self, trainer, module) -> None:
-        self._saved = trainer.global_step
-
     def on_train_batch_end(self, trainer, module, *_) -> None:
         step = trainer.global_step
         if step % self.every == 0 and step != self._saved:

@@ -1,4 +1,4 @@
-"""Batches in an order that is a function of (seed, batch, rank): nothing to save, exact resume, any number of workers."""
+"""Batches in an order that is a function of (seed, position, rank): nothing to save, exact resume, any number of workers."""
 
 import signal
 from collections.abc import Iterator
@@ -13,19 +13,20 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that a run answers 
 
 
 class BatchOrder(Sampler):
-    """The indices of batch `start`, start + 1, … of one rank, without end.
+    """The indices of one rank's batches, without end, where `start` items have been taken by all of them before.
 
-    The items form one stream of random permutations, epoch after epoch; global batch b takes the next world * batch_size of
-    it, and rank r its r-th part, so no item is dropped, and batches may be larger than the data set.
+    The items form one stream of random permutations, epoch after epoch; a global batch takes the next world * batch_size of
+    it, and rank r its r-th part, so no item is dropped, and batches may be larger than the data set.  What was taken before
+    may have been in batches of another size, by other ranks: every item still comes once an epoch.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
         self.n, self.batch_size, self.seed, self.rank, self.world, self.start = n, batch_size, seed, rank, world, start
 
     def __iter__(self) -> Iterator[list[int]]:
-        epoch, order, batch = -1, [], self.start
+        epoch, order, batch = -1, [], 0
         while True:
-            position = (batch * self.world + self.rank) * self.batch_size
+            position = self.start + (batch * self.world + self.rank) * self.batch_size
             indices: list[int] = []
             while len(indices) < self.batch_size:
                 e, k = divmod(position + len(indices), self.n)

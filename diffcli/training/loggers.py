@@ -26,15 +26,15 @@ CLASSIFIED = (*COLUMNS[:3], "val_accuracy", *COLUMNS[3:])  # of a classifier
 
 
 class MetricsCSV(Logger):
-    """metrics.csv with one row a log event; a resumed run drops the rows behind its step and goes on."""
+    """metrics.csv with one row a log event; a resumed run keeps the rows before `kept`, of training and of validation."""
 
-    def __init__(self, path: Path, resumed_at: int | None = None, columns: tuple[str, ...] = COLUMNS):
+    def __init__(self, path: Path, kept: tuple[int, int] | None = None, columns: tuple[str, ...] = COLUMNS):
         super().__init__()
         self.path, self.columns = Path(path), columns
         rows = []
-        if resumed_at is not None and self.path.exists():
+        if kept is not None and self.path.exists():
             with self.path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and _is_before(row, resumed_at)]
+                rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and _is_before(row, *kept)]
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
@@ -53,9 +53,8 @@ class MetricsCSV(Logger):
                 csv.DictWriter(file, self.columns).writerow({"step": step} | row)
 
 
-def _is_before(row: dict[str, str], step: int) -> bool:
-    """Whether a row belongs to the steps 0 ... step - 1; the validation after them has the number `step`."""
-    return int(row["step"]) < step + (not row["loss"])
+def _is_before(row: dict[str, str], training: int, validation: int) -> bool:
+    return int(row["step"]) < (training if row["loss"] else validation)
 
 
 class Outside(Logger):

@@ -14,6 +14,7 @@ from diffcli.randomness import Draw, key
 from diffcli.training.condition import Condition
 from diffcli.training.data import BatchOrder, train_loader, val_loader
 from diffcli.training.optim import Optim
+from diffcli.training.resumption import bring_up, position, validate_if_due
 
 VAL_ITEMS = 1024  # of the val split, each at one time and one noise that never change
 
@@ -43,6 +44,9 @@ class Steps(L.LightningModule):
         self.batch_size, self.seed, self.workers, self.meta = batch_size, seed, workers, meta or {}
         self.dequantize = dequantize and data.transform.levels is not None
         self.batches = 0  # that this rank has taken, over all resumptions
+        self.seen = 0  # items that all ranks have taken together
+        self.validated = -1  # the row of metrics.csv of the last validation
+        self._resumed_at: int | None = None
 
     def items(self, split: str) -> Items:
         """What the batches of a split are made of."""
@@ -56,7 +60,7 @@ class Steps(L.LightningModule):
             self.seed,
             self.global_rank,
             self.trainer.world_size,
-            self.batches,
+            self.seen,
         )
         return train_loader(items, order, self.workers)
 
@@ -92,6 +96,7 @@ class Steps(L.LightningModule):
         )  # networks draw from the global one
         loss = self.losses(batch, draw)[0].mean()
         self.batches += 1
+        self.seen += self.batch_size * self.trainer.world_size
         self.log("loss", loss)
         return loss
 
@@ -102,7 +107,12 @@ class Steps(L.LightningModule):
 
     def configure_optimizers(self):
         weights = [p for p in self.parameters() if p.requires_grad]  # those of the model, then those of the loss
-        return self.optim.build(weights, fused=self.trainer.precision != "16-mixed")
+        return self.optim.build(weights, fused=self.fused)
+
+    @property
+    def fused(self) -> bool:
+        """Whether the optimiser may be one that steps in a single kernel, which 16-mixed's scaler does not allow."""
+        return self.trainer.precision != "16-mixed"
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
@@ -128,11 +138,24 @@ class Steps(L.LightningModule):
     def _graded(self) -> list[Tensor]:
         return [p for p in self.parameters() if p.grad is not None]
 
+    def on_train_start(self) -> None:
+        validate_if_due(self, self._resumed_at)
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.validated = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint |= self.meta | {"batches": self.batches}
+        place = {"batches": self.batches, "seen": self.seen, "validated": self.validated}
+        checkpoint |= self.meta | place | {"world_size": self.trainer.world_size}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        self.batches = checkpoint["batches"]
+        self._resumed_at = checkpoint["global_step"]
+        self.batches, self.seen = position(checkpoint)
+        self.validated = checkpoint.get("validated", self._resumed_at - 1)
+        for line in bring_up(checkpoint, self):
+            if self.trainer.is_global_zero:
+                print(line, flush=True)
 
 
 class Training(Steps):

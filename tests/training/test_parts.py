@@ -36,15 +36,17 @@ def test_average_is_the_recursion_in_optimiser_steps():
 
 @pytest.mark.parametrize(("n", "batch_size", "world"), [(23, 5, 1), (23, 5, 3), (7, 10, 2), (16, 4, 2)])
 def test_every_item_comes_once_an_epoch(n, batch_size, world):
-    """The ranks' batches, put together in order, are one stream of permutations; a later start goes on in it."""
+    """The ranks' batches, put together in order, are one stream of permutations; a later start, of others too, goes on in it."""
     streams = [iter(BatchOrder(n, batch_size, seed=3, rank=r, world=world)) for r in range(world)]
     stream = [i for _ in range(60) for s in streams for i in next(s)]
     epochs = [stream[k : k + n] for k in range(0, len(stream) - n, n)]
     assert all(sorted(e) == list(range(n)) for e in epochs)
     assert n < 8 or len({tuple(e) for e in epochs}) == len(epochs)
-    late = iter(BatchOrder(n, batch_size, seed=3, rank=world - 1, world=world, start=17))
-    early = iter(BatchOrder(n, batch_size, seed=3, rank=world - 1, world=world))
-    assert next(late) == [next(early) for _ in range(18)][-1]
+    for size, ranks, taken in ((batch_size, world, 17), (3, 1, 17), (2, 4, 17)):
+        start = taken * batch_size * world
+        others = [iter(BatchOrder(n, size, seed=3, rank=r, world=ranks, start=start)) for r in range(ranks)]
+        late = [i for _ in range(9) for s in others for i in next(s)]
+        assert late == stream[start : start + len(late)]
     assert next(iter(BatchOrder(n, batch_size, seed=4))) != next(iter(BatchOrder(n, batch_size, seed=3)))
 
 
