@@ -29,6 +29,9 @@ class Outcome:
     error: str = ""
     figure: float | None = None
 
+    def __str__(self) -> str:
+        return self.error or f"exit code {self.code}"
+
     def __float__(self) -> float:
         if self.figure is None or not math.isfinite(self.figure):
             raise ValueError(self.error or "the job has no figure that could be compared")
@@ -72,7 +75,7 @@ class Job:
         """The outcome with its figure, noted here, and in the job's folder where no run was started that would say it."""
         if hydra is not None:
             folder = job_folder(cfg.out, hydra)
-            outcome = Outcome(outcome.code, outcome.error, None if outcome.code else figure_in(folder))
+            outcome = outcome if outcome.code else ended_well(folder)
             if outcome.code and not (folder / "run.json").exists():
                 note_refusal(folder, self.command, list(hydra.overrides.task), outcome)
         self.ended[0 if hydra is None else hydra.job.num] = outcome
@@ -113,14 +116,20 @@ def note_refusal(folder: Path, command: str, overrides: list[str], outcome: Outc
         write_text(folder / REFUSED, json.dumps(record, indent=2) + "\n")
 
 
-def figure_in(folder: Path) -> float | None:
-    """The figure that the run in `folder` is judged by, None where there is none."""
+def ended_well(folder: Path) -> Outcome:
+    """The outcome of the job that has finished in `folder`, with the figure that its record has."""
     try:
         record = json.loads((folder / "run.json").read_text())
     except (OSError, ValueError):
-        return None
+        return Outcome(0, "it wrote no run")  # dry_run=true
     found = main_figure(record)
-    return None if found is None else found[1]
+    if found is None or (record.get("command") == "train" and found[0] != "val_loss"):
+        return Outcome(
+            0,
+            "its run has no figure to compare"
+            + ": no validation, see trainer.val_check_interval" * (found is not None),
+        )
+    return Outcome(0, figure=found[1])
 
 
 def quiet() -> None:

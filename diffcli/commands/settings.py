@@ -1,5 +1,6 @@
 """The settings that are no group's: their types and ranges, checked before anything is built."""
 
+import re
 from typing import Any, Literal
 
 from diffcli.advice import nearest
@@ -69,6 +70,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "repeats": (int, 1, 1000),
     "kept": (int, 2, None),
     "compared": (int, 2, None),
+    "keep_samples": (bool, None, None),
     "neighbours": (bool, None, None),
     "floor": (bool, None, None),
     "samples": (str | None, None, None),
@@ -87,6 +89,8 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "samplers": (list[str] | str, None, None),
     "endpoints": (int, 1, None),
     "format": (Literal["text", "markdown"], None, None),
+    "dir": (str, None, None),
+    "by": (str | None, None, None),
     "checks": (list[str] | str, None, None),
     "times": (int, 1, 1000),
     "probes": (int, 1, 1000),
@@ -139,6 +143,19 @@ def check_settings(config: dict, groups: set[str]) -> None:
                 raise UsageError(f"{key} is fixed by diffcli", "trainer.max_steps, out, logger, checkpoint.every")
         else:
             raise UsageError(f"there is no setting {key!r}{nearest(key, SETTINGS)}")
+    seconds(flat.get("trainer.max_time"))
+
+
+def seconds(duration: str | None) -> float | None:
+    """What DD:HH:MM:SS says.  Raises UsageError for anything else, and for no time at all."""
+    if duration is None:
+        return None
+    fits = re.fullmatch(r"(\d+):(\d\d):(\d\d):(\d\d)", duration.strip())
+    days, hours, minutes, rest = map(int, fits.groups() if fits else (0, 0, 0, 0))
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if total == 0:
+        raise UsageError(f"trainer.max_time={duration} is no duration DD:HH:MM:SS", "trainer.max_time=00:11:50:00")
+    return total
 
 
 def _flat(node: dict, prefix: str = ""):

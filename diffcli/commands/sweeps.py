@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import json
+import logging
 import pickle
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from diffcli.commands.job import REFUSED, Job, Outcome, figure_in, job_folder, note_refusal
+from diffcli.commands.job import REFUSED, Job, Outcome, ended_well, job_folder, note_refusal
 from diffcli.commands.run_folder import say
 from diffcli.errors import DiffcliError
 from diffcli.signals import Interrupted
@@ -27,6 +28,7 @@ def watched(task: Job) -> Iterator[None]:
     """While entered, every launcher that Hydra makes tells `task` how each of its jobs ended."""
     from hydra.core.plugins import Plugins
 
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # of optuna's storage: seven lines of its own plugins
     make = Plugins.instantiate_launcher
 
     def instantiate_launcher(self, hydra_context, task_function, config):
@@ -48,7 +50,8 @@ def watched(task: Job) -> Iterator[None]:
     except ValueError as error:
         if "No trials are completed" not in str(error):
             raise
-        failure = DiffcliError("no job of the search came to a figure", "diffcli report dir=DIR names the reasons")
+        reason = next((str(outcome) for outcome in task.ended.values() if str(outcome)), "none was started")
+        failure = DiffcliError(f"no job of the search came to a figure ({reason})")
         failure.exit_code = task.code() or 1
         raise failure from error
     finally:
@@ -230,7 +233,7 @@ def outcome_of(command: str, config, overrides: list[str], code: int | None, err
     """
     folder = job_folder(config.out, config.hydra)
     if code == 0:
-        return Outcome(0, figure=figure_in(folder))
+        return ended_well(folder)
     if code is not None and code < 0:
         error = f"its process was killed by {signal.Signals(-code).name}"
         error += " (as where memory runs out)" if -code == signal.SIGKILL else ""
