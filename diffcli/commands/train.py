@@ -15,7 +15,8 @@ from diffcli.commands.logging import build_logger
 from diffcli.commands.model import parameters
 from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
 from diffcli.commands.resume import is_within, resume_from, set_aside
-from diffcli.commands.run_folder import RunFolder, create, say, write_text
+from diffcli.commands.run_folder import RunFolder, create, look, say, write_text
+from diffcli.commands.settings import seconds
 from diffcli.commands.together import Meeting, meeting, running, watched, work
 from diffcli.diffusion.fitted import Fitted
 from diffcli.errors import DiffcliError
@@ -39,11 +40,14 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     prepare(cfg)
     parts = build_parts(plain(cfg))
     config = parts.config
+    looked = look(config["out"]) if config["resume"] == "auto" else None
     path, resume, done = resume_from(parts)
     steps = config["trainer"]["max_steps"]
     _warn(parts)
     if done:
-        say(f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto resume_allow=[trainer.max_steps] goes on")
+        say(
+            f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto resume_allow=[trainer.max_steps] goes on"
+        )
         return 0
     fitted = isinstance(parts.model, Fitted)
     if config["dry_run"] and fitted:
@@ -54,9 +58,9 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         return 0
     trainer = None if fitted else build_trainer(config, path, found)
     logger = None if fitted else build_logger(config, path)
-    folder = create(path, "train", config, keep=is_within(resume, path))
-    write_text(path / "config.yaml", OmegaConf.to_yaml(config))
+    folder = create(path, "train", config, keep=is_within(resume, path), looked=looked)
     with recorded(folder):
+        write_text(path / "config.yaml", OmegaConf.to_yaml(config))
         if fitted:
             return fit_at_once(parts.denoiser, training_set(parts.data), parts, path, folder)
         set_aside(path, resume)
@@ -95,7 +99,8 @@ def fit(
     here: Meeting | None = None,
 ) -> int:
     """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
-    from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints
+    from diffcli.training.agreement import Agreement
+    from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints, sweep
     from diffcli.training.classification import Classification
     from diffcli.training.ema import EMA
     from diffcli.training.loggers import CLASSIFIED, COLUMNS, MetricsCSV
@@ -111,6 +116,7 @@ def fit(
         parts.model.network.compile()
     classifies = isinstance(parts, ClassifierParts)
     more = {} if classifies else {"condition": parts.condition}
+    agreement = Agreement()
     module = (Classification if classifies else Training)(
         parts.model,
         parts.loss,
@@ -122,18 +128,21 @@ def fit(
         workers=config["workers"],
         dequantize=config["dequantize"] == "uniform",
         meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
+        agreement=agreement,
         **more,
     )
     ema = EMA(config["ema"]["decay"])
     progress = [Progress(samples, max_steps)]
     if not classifies:
         seen = parts.data, parts.sampler, parts.grid, config["seed"]
-        progress.append(Preview(path, ema, *seen, **config["preview"], condition=parts.condition, side=parts.side))
-    checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"])
-    stop = GracefulStop(checkpoints)
+        more = {"condition": parts.condition, "side": parts.side, "agreement": agreement}
+        progress.append(Preview(path, ema, *seen, **config["preview"], **more))
+    checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"], agreement=agreement)
+    stop = GracefulStop(checkpoints, agreement, seconds(config["trainer"]["max_time"]), tells=folder is not None)
     trainer.callbacks += [ema, *progress, checkpoints, stop]
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if folder is not None:
+        sweep(path)
         at = rows_kept(checkpoint.read(resume, None)) if resume else None
         columns = CLASSIFIED if classifies else COLUMNS
         trainer.loggers = [MetricsCSV(path / "metrics.csv", at, columns), *([logger] if logger else [])]
@@ -144,7 +153,7 @@ def fit(
             say(line)
         say(f"training {parameters(parts.model):,} parameters on {items:,} items, in {path}")
     begun = time.process_time()
-    with running(trainer, path, config, resume, here, folder):
+    with running(trainer, path, config, resume, here, folder), stop.listening(trainer):
         trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
     if folder is not None:
         _finish(folder, trainer, module, ema, checkpoints, stop, time.process_time() - begun)
@@ -152,7 +161,7 @@ def fit(
 
 
 def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seconds: float) -> None:
-    metrics = {k: v.item() for k, v in trainer.callback_metrics.items()}
+    metrics = module.figures | {k: v.item() for k, v in trainer.callback_metrics.items()}
     seen = module.seen
     results = {
         "images_seen": seen,
@@ -163,9 +172,9 @@ def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seco
         "cpu_seconds": round(cpu_seconds, 1),
         "parameters": parameters(module.model),
     }
-    if not stop.exit_code:
+    if not stop.stopped:
         results |= module.results(lambda: ema.applied(module))
-    status = "stopped" if stop.exit_code else "finished"
+    status = "stopped" if stop.stopped and trainer.global_step < module.max_steps else "finished"
     folder.write(status, steps=trainer.global_step, nfe=seen, results=results)
     val = f", val_loss {metrics['val_loss']:.4f}" if "val_loss" in metrics else ""
     say(f"{status} at step {trainer.global_step}, {folder.record['seconds']:.0f} s{val}")
@@ -174,5 +183,5 @@ def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seco
     for name in ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "metrics.csv", "denoised.png"):
         if (folder.path / name).exists():
             say(f"  {folder.path / name}")
-    if stop.exit_code:
+    if status == "stopped":
         say(f"to go on: diffcli train … out={folder.path} resume=auto")

@@ -4,12 +4,13 @@ import signal
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from diffcli.data.base import Items
+from diffcli.errors import DiffcliError
 from diffcli.randomness import key
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # that a run answers by saving
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # that a training answers by saving
 
 
 class BatchOrder(Sampler):
@@ -41,10 +42,34 @@ class BatchOrder(Sampler):
         return torch.randperm(self.n, generator=generator).tolist()
 
 
+class Readable(Dataset):
+    """Items, or the sentence of why a batch of them cannot be read, in its place: from a process that loads data an exception
+    would come as its trace."""
+
+    def __init__(self, items: Items):
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitems__(self, indices):
+        try:
+            return self.items.__getitems__(indices)
+        except DiffcliError as error:
+            return error
+
+
+def readable(batch):
+    """The batch.  Raises DiffcliError where it could not be read: something was started, so that it is no UsageError."""
+    if isinstance(batch, DiffcliError):
+        raise DiffcliError(batch.message, batch.hint) from batch
+    return batch
+
+
 def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
     """Endless batches (x, y) in source units."""
     return DataLoader(
-        items,
+        Readable(items),
         batch_sampler=order,
         collate_fn=_as_is,
         num_workers=workers,
@@ -57,7 +82,7 @@ def val_loader(items: Items, batch_size: int, limit: int) -> DataLoader:
     """The first `limit` items once, in order."""
     n = min(limit, len(items))
     batches = [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
-    return DataLoader(items, batch_sampler=batches, collate_fn=_as_is)
+    return DataLoader(Readable(items), batch_sampler=batches, collate_fn=_as_is)
 
 
 def _deaf(_) -> None:

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from diffcli.errors import UsageError
 from diffcli.training import log_process
 
-COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "samples_per_second")
+COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "loss_spike", "samples_per_second")
 WAIT = 60  # seconds for the rest of a log, after the training
 LIMIT = 2**24  # bytes that wait to be logged
 CLASSIFIED = (*COLUMNS[:3], "val_accuracy", *COLUMNS[3:])  # of a classifier
@@ -68,7 +68,7 @@ class Outside(Logger):
         super().__init__()
         self.kind, self.folder, self.options = kind, Path(folder), options
         self._process: subprocess.Popen | None = None
-        self._pending, self._shown, self._step, self._over = bytearray(), set(), 0, False
+        self._pending, self._shown, self._step, self._over = bytearray(), set(), None, False
 
     version = ""
 
@@ -83,6 +83,7 @@ class Outside(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self._step = step
         self._send("metrics", step, dict(metrics))
         self._show()
 
@@ -121,8 +122,9 @@ class Outside(Logger):
                 continue
             self._shown.add(picture)
             path, number = picture[0], picture[0].stem.removeprefix("step")
-            self._step = int(number) if number.isdigit() else self._step
-            self._send("picture", self._step, "samples" if number.isdigit() else path.stem, str(path))
+            of_samples = number.isdigit()
+            step = int(number) if of_samples else self._step
+            self._send("picture", step, "samples" if of_samples else path.stem, str(path))
 
     def _send(self, *entry) -> None:
         if self._over:

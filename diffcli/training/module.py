@@ -1,5 +1,6 @@
 """The Lightning modules: what every training step shares, and that of a denoiser and a loss."""
 
+import math
 from abc import abstractmethod
 
 import lightning as L
@@ -9,14 +10,17 @@ from torch import Tensor, nn
 from diffcli.data.base import Data, Items
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.loss import Loss
-from diffcli.errors import NumericalError
 from diffcli.randomness import Draw, key
+from diffcli.training.agreement import Agreement
 from diffcli.training.condition import Condition
-from diffcli.training.data import BatchOrder, train_loader, val_loader
+from diffcli.training.data import BatchOrder, readable, train_loader, val_loader
+from diffcli.training.nonfinite import refusal
 from diffcli.training.optim import Optim
 from diffcli.training.resumption import bring_up, position, validate_if_due
+from diffcli.training.spikes import LossSpike
 
 VAL_ITEMS = 1024  # of the val split, each at one time and one noise that never change
+SKIPPED = 40  # steps in a row: the scaler's factor has come from 65536 to far below 1 by then
 
 
 class Steps(L.LightningModule):
@@ -38,6 +42,7 @@ class Steps(L.LightningModule):
         workers: int = 0,
         dequantize: bool = True,
         meta: dict | None = None,
+        agreement: Agreement | None = None,
     ):
         super().__init__()
         self.data, self.optim, self.max_steps = data, optim, max_steps
@@ -47,6 +52,11 @@ class Steps(L.LightningModule):
         self.seen = 0  # items that all ranks have taken together
         self.validated = -1  # the row of metrics.csv of the last validation
         self._resumed_at: int | None = None
+        self.agreement, self.spike = agreement or Agreement(), LossSpike()
+        self._taken: list[Tensor] = []  # the losses since the last optimiser step
+        self._validation: dict[str, list[Tensor]] = {}  # figures of the items of the validation under way
+        self.figures: dict[str, float] = {}  # of the last validation
+        self._skipped = 0  # steps in a row that the scaler left out
 
     def items(self, split: str) -> Items:
         """What the batches of a split are made of."""
@@ -89,12 +99,17 @@ class Steps(L.LightningModule):
         u = draw.uniform("dequantize", x.shape) if self.dequantize else None
         return self.data.transform.encode(x, u).to(next(self.parameters()).dtype)
 
-    def training_step(self, batch, _) -> Tensor:
-        draw = Draw(self.seed, self.batches, self.global_rank, self.device)
+    def loss_of(self, batch, number: int) -> Tensor:
+        """The mean loss of this rank's batch `number`, with its own randomness."""
+        draw = Draw(self.seed, number, self.global_rank, self.device)
         torch.manual_seed(
-            key(self.seed, self.batches, self.global_rank, "dropout") % 2**63
+            key(self.seed, number, self.global_rank, "dropout") % 2**63
         )  # networks draw from the global one
-        loss = self.losses(batch, draw)[0].mean()
+        return self.losses(batch, draw)[0].mean()
+
+    def training_step(self, batch, _) -> Tensor:
+        loss = self.loss_of(batch, self.batches)
+        self._taken.append(loss.detach())
         self.batches += 1
         self.seen += self.batch_size * self.trainer.world_size
         self.log("loss", loss)
@@ -103,7 +118,7 @@ class Steps(L.LightningModule):
     def validation_step(self, batch, index: int) -> None:
         losses, more = self.losses(batch, Draw(self.seed, f"val {index}", 0, self.device))
         for name, value in {"val_loss": losses, **{f"val_{k}": v for k, v in more.items()}}.items():
-            self.log(name, value.mean(), batch_size=len(losses), sync_dist=True)
+            self._validation.setdefault(name, []).append(value.detach())
 
     def configure_optimizers(self):
         weights = [p for p in self.parameters() if p.requires_grad]  # those of the model, then those of the loss
@@ -116,17 +131,27 @@ class Steps(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer) -> None:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
-        if (
-            not torch.isfinite(self._norm) and self.trainer.precision != "16-mixed"
-        ):  # its scaler skips such a step itself
-            raise NumericalError(
-                f"the gradient is not finite at step {self.trainer.global_step}; the last checkpoint before it is kept",
-                self.calmer,
-            )
+        size = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters()])
+        figures = torch.stack([torch.stack(self._taken).mean(), self._norm, size])
+        rows = self.agreement.exchange(
+            self.trainer.strategy, figures.to(torch.promote_types(figures.dtype, torch.float32))
+        )
+        window, self._taken = len(self._taken), []
+        fine = all(math.isfinite(figure) for row in rows for figure in row)
+        self._skipped = 0 if fine else self._skipped + 1
+        if not fine and (self.fused or self._skipped > SKIPPED):  # the scaler leaves out such a step
+            failure = refusal(self, rows[self.global_rank][0], window)
+            if failure is not None:
+                raise failure
         lr = self.optim.rate(self.trainer.global_step, self.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
         self.log_dict({"grad_norm": self._norm, "lr": lr})
+        spike = self.spike.see(sum(row[0] for row in rows) / len(rows)) if fine else None
+        if spike is not None:
+            self.log("loss_spike", spike)
+        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.spike.reset()
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning's clipping, which refuses a fused optimiser under any mixed precision; the norm is known already."""
@@ -138,21 +163,34 @@ class Steps(L.LightningModule):
     def _graded(self) -> list[Tensor]:
         return [p for p in self.parameters() if p.grad is not None]
 
+    def on_before_batch_transfer(self, batch, _):
+        return readable(batch)
+
     def on_train_start(self) -> None:
         validate_if_due(self, self._resumed_at)
 
     def on_validation_epoch_end(self) -> None:
+        found, self._validation = self._validation, {}
+        if self.agreement.leaving:
+            return  # broken off: no figure rather than one of fewer items
+        means = {name: torch.cat(values).mean() for name, values in found.items()}
+        self.log_dict(means, sync_dist=True)
         if not self.trainer.sanity_checking:
+            self.figures = {name: self.trainer.strategy.reduce(mean).item() for name, mean in means.items()}
             self.validated = self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         place = {"batches": self.batches, "seen": self.seen, "validated": self.validated}
         checkpoint |= self.meta | place | {"world_size": self.trainer.world_size}
+        checkpoint |= {"spike": self.spike.state(), "figures": self.figures}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self._resumed_at = checkpoint["global_step"]
         self.batches, self.seen = position(checkpoint)
         self.validated = checkpoint.get("validated", self._resumed_at - 1)
+        if "spike" in checkpoint:
+            self.spike.restore(checkpoint["spike"])
+            self.figures = checkpoint["figures"]
         for line in bring_up(checkpoint, self):
             if self.trainer.is_global_zero:
                 print(line, flush=True)

@@ -18,7 +18,7 @@ def refusal(module, loss: float, window: int) -> NumericalError | None:
     """The failure of all ranks, where a figure of one of them is not finite; None if it was the size of the weights alone.
 
     Says the step, the cause that comes first (weights, then losses and what they are of, then gradients) and the rank.
-    loss: of this rank; window: how many batches this step is made of; they are taken again, which costs something in this case alone.
+    loss: of this rank; window: how many batches this step is made of, which are taken again to find out.
     """
     trainer = module.trainer
     mine = _weight(module) or _loss(module, loss, window) or _gradient(module, window)

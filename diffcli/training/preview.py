@@ -13,13 +13,19 @@ from diffcli.data.translation_picture import translations
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Sampler, sample
+from diffcli.diffusion.watched import Watched
 from diffcli.errors import NumericalError
 from diffcli.randomness import ItemNoise
 from diffcli.sampling import Conditions, Starts, draw_samples
+from diffcli.training.agreement import Agreement
 from diffcli.training.condition import Condition
 from diffcli.training.ema import EMA
 
 LEVELS = (0.05, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75)  # t of the noised item
+
+
+class _Leaving(Exception):
+    """A picture is not worth the time that a scheduler gives between its signal and the end."""
 
 
 class Preview(L.Callback):
@@ -38,10 +44,11 @@ class Preview(L.Callback):
         steps: int,
         condition: Condition | None = None,
         side: Data | None = None,
+        agreement: Agreement | None = None,
     ):
         self.folder, self.ema, self.data = Path(folder), ema, data
         self.sampler, self.grid, self.seed, self.every, self.n, self.steps = sampler, grid, seed, every, n, steps
-        self.condition, self.side = condition, side
+        self.condition, self.side, self.agreement = condition, side, agreement or Agreement()
         self._done = -1
 
     def on_train_start(self, trainer, module) -> None:
@@ -54,7 +61,7 @@ class Preview(L.Callback):
             self._show(trainer, module)
 
     def on_train_end(self, trainer, module) -> None:
-        if self.every and module.denoiser.sde.is_process:
+        if self.every and module.denoiser.sde.is_process and not self.agreement.leaving:
             denoise = is_image(self.data.shape) and self.side is None
             self._show(trainer, module, denoise=denoise, samples=trainer.global_step != self._done)
 
@@ -71,8 +78,14 @@ class Preview(L.Callback):
                     self._denoise(module)
         except NumericalError as error:  # of an adaptive sampler on a model that knows little yet: no reason to stop
             print(f"warning: no preview at step {self._done} ({error.message})", file=sys.stderr)
+        except _Leaving:
+            pass  # a signal came; the training is about to save
         finally:
             module.denoiser.train()
+
+    def _look(self, *_) -> None:
+        if self.agreement.signum:
+            raise _Leaving
 
     def _draw(self, module) -> None:
         sde, shape = module.denoiser.sde, self.data.shape
@@ -81,7 +94,7 @@ class Preview(L.Callback):
         if words and n > len(words):
             n -= n % len(words)  # whole rows
         found = draw_samples(
-            module.denoiser,
+            Watched(module.denoiser, self._look),
             self.sampler,
             times,
             shape,
@@ -125,7 +138,7 @@ class Preview(L.Callback):
         items = self.data.split("val")
         items = items if self.condition is None else self.condition.items(items)
         x, y = items.__getitems__([0])
-        x0 = transform.encode(x).float().to(module.device)
+        x0, denoiser = transform.encode(x).float().to(module.device), Watched(denoiser, self._look)
         if self.condition is not None:
             denoiser = Conditioned(denoiser, **self.condition(y.to(module.device), x0))
         rows = ([x0], [x0], [x0])

@@ -1,8 +1,19 @@
 """The table of `make faults`: what was injected, how often, and what came of it."""
 
+import contextlib
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
 
 KEY = "fault"
+sys.path.insert(0, str(Path(__file__).parent))  # `from fault_lines import …`, whatever pytest's import mode is
 
 
 @pytest.fixture
@@ -60,3 +71,70 @@ def pytest_terminal_summary(terminalreporter) -> None:
     if found:
         terminalreporter.section("faults")
         terminalreporter.write_line(table(found))
+
+
+class Command:
+    """A command line that runs in a session of its own."""
+
+    def __init__(self, server, cwd: Path, argv: tuple[str, ...], faults: str):
+        self.server, self.log = server, cwd / "log.txt"
+        order = {"argv": list(argv), "cwd": str(cwd), "log": str(self.log), "faults": faults}
+        self.code: int | None = None
+        self.pid = self._ask(order)
+
+    def _ask(self, order) -> int:
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code; -n after a signal that was not answered."""
+        if self.code is None:
+            self.code = self._ask({"wait": self.pid})
+        return self.code
+
+    def kill(self, signum: int = signal.SIGKILL, group: bool = False) -> None:
+        os.killpg(self.pid, signum) if group else os.kill(self.pid, signum)
+
+    def until(self, condition) -> None:
+        """Wait for a condition; the command must not end before it holds."""
+        end = time.monotonic() + 120
+        while not condition():
+            with contextlib.suppress(FileNotFoundError):
+                state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
+                assert state != "Z", self.said
+            assert time.monotonic() < end, self.said
+            time.sleep(0.005)
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+
+@pytest.fixture(scope="session")
+def start_in():
+    """start_in(folder, "train", …, faults="…") -> Command; what still runs at the end is killed."""
+    script = Path(__file__).parent / "forked.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    server = subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    commands: list[Command] = []
+
+    def start(folder: Path, *argv: str, faults: str = "") -> Command:
+        commands.append(Command(server, folder, argv, faults))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        if command.code is None:
+            with contextlib.suppress(ProcessLookupError):
+                command.kill(group=True)
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def start(start_in, tmp_path):
+    """The same in tmp_path."""
+    return functools.partial(start_in, tmp_path)
