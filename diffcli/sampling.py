@@ -9,6 +9,7 @@ from torch import Tensor
 from diffcli.data.base import Items
 from diffcli.data.transform import Transform
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.endings import naming
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Sampler, Samples, sample
 from diffcli.diffusion.samplers.base import straight
@@ -18,9 +19,17 @@ from diffcli.randomness import ItemNoise
 PADDING = 16  # a kernel's last bits may depend on the batch size, but not between multiples of this
 
 
-def batches(n: int, batch_size: int, first: int = 0) -> Iterator[range]:
-    """The items first ... first + n - 1 in batches of one size, a multiple of PADDING, so that the last may go beyond them."""
-    size = -(-min(batch_size, n) // PADDING) * PADDING
+def padded(n: int, batch_size: int) -> int:
+    """The size of the batches of n items: `batch_size`, or all of them, up to a multiple of PADDING."""
+    return -(-min(batch_size, n) // PADDING) * PADDING
+
+
+def batches(n: int, batch_size: int, first: int = 0, of: int = 0) -> Iterator[range]:
+    """The items first ... first + n - 1 in batches of one size, a multiple of PADDING, so that the last may go beyond them.
+
+    of: of how many items they are a part, whose batches have that size too.
+    """
+    size = padded(max(n, of), batch_size)
     for begin in range(first, first + n, size):
         yield range(begin, begin + size)
 
@@ -80,6 +89,7 @@ def draw_samples(
     callback: Callable[[int, int, Tensor], None] | None = None,
     see: Callable[[int, Tensor, Tensor], None] | None = None,
     first: int = 0,
+    of: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] = straight,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -90,10 +100,14 @@ def draw_samples(
     `start` is x at times[0], (n, *shape) or a function of the items, by default its sampler's own.  callback(first item, i, x)
     is called with x (B, *shape) at times[i], i = 0 before the first step and then after each one; see(first item, x0_hat, t) at
     each evaluation; progress wraps the steps of each batch.  given: what the samples are conditioned on.
+    of: where these n are a part of more samples, how many those are: the batches are then as large as of all of them.
+    Raises Ended, with the number of the sample, where the sampler cannot go on.
     """
-    for items in batches(n, batch_size, first):
-        noise = ItemNoise(seed, items, shape, dtype, device)
-        x = _begin(start, items, first, n)
+    for items in batches(n, batch_size, first, of):
+        # what fills up the last batch is its last sample again: one that nobody asked for could fail, and end the run
+        rows = [min(i, first + n - 1) for i in items]
+        noise = ItemNoise(seed, rows, shape, dtype, device)
+        x = _begin(start, rows, first)
         x = sampler.begin(denoiser.sde, noise) if x is None else x.to(dtype).to(device)
         keep, begin = min(len(items), first + n - items.start), items.start
         watch = look = None
@@ -102,15 +116,16 @@ def draw_samples(
             watch(0, x)
         if see is not None:
             look = partial(_seen, see, begin, keep)
-        bound = denoiser if given is None else Conditioned(denoiser, **given(items, dtype, device))
-        x, nfe = sample(bound, sampler, x, times, noise, last, watch, look, progress)
+        bound = denoiser if given is None else Conditioned(denoiser, **given(rows, dtype, device))
+        with naming(rows, "sample"):
+            x, nfe = sample(bound, sampler, x, times, noise, last, watch, look, progress)
         yield Samples(x[:keep], nfe[:keep])
 
 
-def _begin(start: Tensor | Starts | None, items: Sequence[int], first: int, n: int) -> Tensor | None:
+def _begin(start: Tensor | Starts | None, items: Sequence[int], first: int) -> Tensor | None:
     if isinstance(start, Starts):
         return start(items)
-    return None if start is None else start[[min(i - first, n - 1) for i in items]]
+    return None if start is None else start[[i - first for i in items]]
 
 
 def _shown(callback, first: int, keep: int, i: int, x: Tensor) -> None:

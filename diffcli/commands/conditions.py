@@ -3,7 +3,6 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,10 +11,12 @@ from diffcli.commands.common import typed
 from diffcli.commands.guidance import label_names
 from diffcli.commands.model import Model
 from diffcli.commands.pairs import image_conditions
+from diffcli.commands.partial import CHUNK, save_chunks
 from diffcli.commands.run_folder import say
 from diffcli.data.array import load_array
 from diffcli.errors import UsageError
 from diffcli.sampling import Conditions
+from diffcli.writing import whole
 
 SETTINGS = {"label": "label", "vector": "vector", "image": "input"}  # condition -> what a command calls it
 NAMED = 12  # labels that a refusal lists
@@ -165,14 +166,16 @@ def write_told(path: Path, model: Model, n: int) -> tuple[list[Path], dict]:
     if "label" in tables:
         table = tables["label"][0].tolist()
         said = words(model)
-        with (path / "labels.csv").open("w", newline="") as file:
+        with whole(path / "labels.csv") as temporary, temporary.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["index", "label", "name"])
             writer.writerows([i, table[i % len(table)], said[i % len(said)]] for i in items)
         files.append(path / "labels.csv")
         found["labels"] = {word: sum(said[i % len(said)] == word for i in items) for word in dict.fromkeys(said)}
     if "vector" in tables:
-        np.save(path / "vectors.npy", model.given(items, torch.float64, "cpu")["vector"].numpy())
+        with whole(path / "vectors.npy") as file:
+            parts = (model.given(items[i : i + CHUNK], torch.float64, "cpu") for i in range(0, n, CHUNK))
+            save_chunks(file, n, (part["vector"].numpy() for part in parts))
         files.append(path / "vectors.npy")
         found["vectors"] = len(tables["vector"][0])
     return files, found

@@ -1,18 +1,23 @@
 """`diffcli evaluate`: draw samples, measure them against data, and write the card."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+
+import numpy as np
 
 from diffcli.commands.build import check_type
 from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.conditions import conditions
 from diffcli.commands.evaluation import VERSIONS, card_of, measures_of, network_of
 from diffcli.commands.given import Given, load_given
+from diffcli.commands.going_on import find_place
 from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_shape, load_model
-from diffcli.commands.run_folder import choose, create, say, write_text
-from diffcli.commands.walk import plan_walk, stream
+from diffcli.commands.partial import Partial, chunks
+from diffcli.commands.run_folder import say, write_text
+from diffcli.commands.walk import Walk, plan_walk, stream
 from diffcli.data.pictures import is_image
 from diffcli.errors import UsageError
 from diffcli.explain import card_picture, neighbours_picture
@@ -22,9 +27,10 @@ from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.measures import fitting, some
 from diffcli.metrics.neighbours import MemorisationCheck
 from diffcli.metrics.taken import Taken
+from diffcli.sampling import padded
 
 SHOWN = 64  # images of the data in the picture
-FILES = ("card.md", "card.json", "card.png", "neighbours.png")
+FILES = ("card.md", "card.json", "card.png", "neighbours.png", "samples.npy")
 
 
 def run(cfg) -> int:
@@ -38,19 +44,25 @@ def run(cfg) -> int:
         model.given = conditions(model)
         guide(model, device)
     walk = plan_walk(config, model) if cfg.samples is None else None
+    if cfg.samples is not None and cfg.keep_samples:
+        raise UsageError("keep_samples=true keeps the samples drawn, and samples= are there already", "one of the two")
     given = None if cfg.samples is None else Given(model, config["n"], config["repeats"])
     items = model.data.split(config["split"])
     check_shape(model, items[0][0].shape, "the data")
     config["compared"] = fitting(config["compared"], model.shape)
     network = network_of(model, device)
-    path = choose("evaluate", config)
+    place = find_place("evaluate", config)
+    path, n = place.path, config["n"] * config["repeats"]
+    if place.finished:
+        return 0
     if cfg.dry_run:
         say(
             f"would measure {cfg.repeats} × {cfg.n} samples of {model.source} against {len(items)} items of the {cfg.split} split"
         )
         return 0
-    folder = create(path, "evaluate", config)
-    with recorded(folder):
+    folder = place.create()
+    keeps = {"samples": "samples.npy"} if config["keep_samples"] else {}
+    with recorded(folder), place.rows(n, padded(n, config["batch_size"]), "sample", keeps) as rows:
         measures = measures_of(model, items, network)
 
         def take() -> Taken:
@@ -58,7 +70,7 @@ def run(cfg) -> int:
             return Taken(model.data.transform, config["compared"], reading)
 
         if given is None:
-            batches = stream(walk, model, config | {"n": config["n"] * config["repeats"]}, device)
+            batches = _drawn(rows, walk, model, n, device)
         else:
             batches = given.batches(config["batch_size"])
         found = evaluate(batches, config["n"], measures, take)
@@ -73,13 +85,24 @@ def run(cfg) -> int:
         card_picture.draw(card, found.first.first.numpy(), real, model.data.transform.levels, path / "card.png")
         figures = {f.name: {"mean": f.mean, "sd": f.sd} for f in card.figures}
         results = {"figures": figures, "memorised": card.memorisation.get("memorised"), "warnings": card.warnings}
+        rows.finish()
         folder.write("finished", steps=card.draw.get("steps"), nfe=card.draw.get("nfe"), results=results)
+        rows.remove()
     for line in [card.title, *text(card)]:
         say(line)
     for file in FILES:
         if (path / file).exists():
             say(f"  {path / file}")
     return 0
+
+
+def _drawn(rows: Partial, walk: Walk, model: Model, n: int, device) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The samples that are on disk already, once more, and then the others, which go there."""
+    if rows.rows:
+        yield from zip(chunks(rows["samples"]), chunks(rows["nfe"]), strict=True)
+    for x, nfe in stream(walk, model, model.config | {"n": n}, device, rows.rows):
+        rows.append(samples=x, nfe=nfe)
+        yield x, nfe
 
 
 def _memorisation(model: Model, taken: Taken, path: Path) -> dict:

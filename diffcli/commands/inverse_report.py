@@ -11,23 +11,25 @@ from torch import Tensor
 from diffcli.commands.files import write_samples
 from diffcli.commands.inverse import Problem
 from diffcli.commands.model import Model
+from diffcli.commands.partial import CHUNK, Rows, chunks
 from diffcli.commands.run_folder import say
 from diffcli.data.pictures import is_image
+from diffcli.data.transform import Transform
 from diffcli.errors import UsageError
-from diffcli.explain.inverse_picture import inverse_pictures, inverse_points
+from diffcli.explain.inverse_picture import INPUTS, inverse_pictures, inverse_points
 from diffcli.metrics.taken import CLIPPED, off_range
+from diffcli.writing import whole
 
 BEHIND = 1000  # data points behind those of a task
 
 
-def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[list[Path], dict]:
+def write_inverse(path: Path, x: np.ndarray | Rows, model: Model, png: bool) -> tuple[list[Path], dict]:
     """Write samples.npy, measured.npy and inverse.png of samples x (N each, *S) in source units; the files, and the figures."""
     problem, transform = model.problem, model.data.transform
-    samples = torch.from_numpy(x)
-    figures = measure(problem, transform.encode(samples).double(), transform.levels)
+    figures = measure(problem, x, transform)
     for line in told(figures):
         say(line)
-    off = off_range(samples, transform.levels) / x.size
+    off = sum(off_range(torch.from_numpy(part), transform.levels) for part in chunks(x)) / math.prod(x.shape)
     if off > CLIPPED:
         print(
             f"warning: {off:.0%} of the values lie far outside the levels 0..{transform.levels - 1}: more steps, more training, or "
@@ -36,8 +38,9 @@ def write_inverse(path: Path, x: np.ndarray, model: Model, png: bool) -> tuple[l
         )
     measured = problem.transform.decode(problem.y).numpy()
     files = [path / "inverse.png", *write_samples(path, x, model, png), path / "measured.npy"]
-    np.save(files[-1], measured)
-    rows = x.reshape(-1, problem.each, *x.shape[1:])
+    with whole(files[-1]) as file:
+        np.save(file, measured)
+    rows = x[: INPUTS * problem.each].reshape(-1, problem.each, *x.shape[1:])
     original = None if problem.original is None else transform.decode(problem.original).numpy()
     known = None if problem.operator.known is None else problem.operator.known.cpu().numpy()
     if is_image(model.shape):
@@ -57,16 +60,24 @@ def _behind(model: Model) -> np.ndarray | None:
     return x if x.shape[1:] == model.shape else None
 
 
-def measure(problem: Problem, x: Tensor, levels: int | None) -> dict:
-    """The figures of samples x (N each, *S) float64 in model space.
+def measure(problem: Problem, x: np.ndarray | Rows, transform: Transform) -> dict:
+    """The figures of samples x (N each, *S) in source units, of which a few inputs' are looked at at a time.
 
     fidelity: r.m.s. of A(x) - y over the values of y, mean and sd over the samples, in `unit`: the noise's standard deviation, or
     without noise a level of the data, or model space.  original: the same of the true items, whose noise alone it is.
     psnr_of_mean: `10 log10(4 / mse)` dB of each input's mean, pictures only; rmse_of_mean: its error in model space.
     """
-    operator = problem.operator.cpu()
-    unit, one = _unit(problem.noise, levels)
-    misfit = _rms(operator, x, problem.y.repeat_interleave(problem.each, 0)) / one
+    operator, each = problem.operator.cpu(), problem.each
+    unit, one = _unit(problem.noise, transform.levels)
+    misfits, mse, inputs = [], [], max(1, CHUNK // each)
+    for first in range(0, len(problem.y), inputs):
+        y = problem.y[first : first + inputs]
+        part = transform.encode(torch.from_numpy(x[first * each : (first + len(y)) * each])).double()
+        misfits.append(_rms(operator, part, y.repeat_interleave(each, 0)) / one)
+        if problem.original is not None:
+            mean = part.view(-1, each, *part.shape[1:]).mean(1)
+            mse.append((mean - problem.original[first : first + inputs]).square().flatten(1).mean(1))
+    misfit = torch.cat(misfits)
     found = {
         "task": problem.name,
         "inputs": len(problem.y),
@@ -80,11 +91,9 @@ def measure(problem: Problem, x: Tensor, levels: int | None) -> dict:
     if problem.original is None:
         return found
     found["fidelity"]["original"] = (_rms(operator, problem.original, problem.y) / one).mean().item()
-    mean = x.view(-1, problem.each, *x.shape[1:]).mean(1)
-    mse = (mean - problem.original).square().flatten(1).mean(1)
-    found["rmse_of_mean"] = mse.mean().sqrt().item()
-    if levels is not None:
-        found["psnr_of_mean"] = [10 * math.log10(4 / max(m, 1e-30)) for m in mse.tolist()]
+    found["rmse_of_mean"] = torch.cat(mse).mean().sqrt().item()
+    if transform.levels is not None:
+        found["psnr_of_mean"] = [10 * math.log10(4 / max(m, 1e-30)) for m in torch.cat(mse).tolist()]
     return found
 
 

@@ -4,30 +4,37 @@ import time
 
 from diffcli.commands.build import build
 from diffcli.commands.common import pick_device, recorded, typed
+from diffcli.commands.going_on import find_place
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.nll_given import told
 from diffcli.commands.nll_measure import measure
 from diffcli.commands.nll_report import Report
 from diffcli.commands.nll_text import show
 from diffcli.commands.prepare import training_set
-from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.run_folder import say
 from diffcli.commands.source import refuse_source
 from diffcli.data.pictures import is_image, picture
 from diffcli.diffusion.bound import ContinuousBound, DiscreteBound, VariationalBound
 from diffcli.diffusion.likelihood import LogDensity
 from diffcli.diffusion.prior import Prior
 from diffcli.errors import UsageError
+from diffcli.sampling import padded
 
 # of likelihood=ode: what each choice does without
 UNUSED = {
     "divergence": {"exact": ("probes", "noise"), "hutchinson": ()},
-    "solver": {"exponential": (), "rk45": ("steps",), "rk4": ("tol",), "heun": ("tol",)},
+    "solver": {
+        "exponential": ("max_nfe",),
+        "rk45": ("steps",),
+        "rk4": ("tol", "max_nfe"),
+        "heun": ("tol", "max_nfe"),
+    },
 }
 
 
 def run(cfg) -> int:
     device = pick_device(cfg.device)
-    model = load_model(cfg, device)
+    model = load_model(cfg, device, shares=True)
     refuse_source(
         model, "nll would need their density, and there are the items alone", "diffcli evaluate, or a model from noise"
     )
@@ -39,29 +46,37 @@ def run(cfg) -> int:
     n = min(cfg.n or len(items), len(items))
     check_shape(model, items[0][0].shape, "the data")
     _check_dequantize(model)
-    tell = told(model, items)
+    tell = told(model)
     _setup(likelihood, model)
     bound = _bound(model, likelihood)
-    path = choose("nll", model.config)
+    place = find_place("nll", model.config)
+    if place.finished:
+        return 0
     if cfg.dry_run:
         say(f"would measure {n} items of the {cfg.split} split under {model.source}")
         return 0
-    folder = create(path, "nll", model.config)
-    with recorded(folder):
+    folder, path, size = place.create(), place.path, padded(n, cfg.batch_size)
+    with recorded(folder), place.rows(n, size, "item") as rows:
         begun = time.monotonic()
         images = is_image(model.shape)
         report = Report(model, n, len(items), likelihood, bound, path / "nll.csv", images)
-        for batch in measure(model, items, n, likelihood, bound, device, tell):
-            report.add(batch)
+        if rows.rows == n:  # a likelihood says what it has found once for all items after a call
+            rows.keep((n - 1) // size * size)
+        for batch in measure(model, items, n, likelihood, bound, device, tell, rows.rows):
+            rows.append(**batch.columns, **({} if batch.parts is None else {"parts": batch.parts}))
+            report.findings = batch.findings
+            report.follow(rows)
         results = report.results()
         notes = {"nll.csv": ""}
         if bound is not None:
             notes |= _draw_bound(report, results, path)
         if images:
-            picture(report.extremes(), path / "grid.png", model.data)
+            extremes = items.__getitems__(report.extremes())[0].numpy()
+            picture(extremes, path / "grid.png", model.data)
             notes["grid.png"] = " (most likely first, least likely last)"
         seconds = round(time.monotonic() - begun, 3)
         folder.write("finished", nfe=report.nfe, results=results | {"measuring_seconds": seconds})
+        rows.remove()
     show(report, results)
     for name, note in notes.items():
         say(f"  {path / name}{note}")

@@ -1,6 +1,7 @@
 """What `diffcli nll` tells the model of each item: nothing, the same of all, or `label=own` what the data say of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,12 +11,32 @@ from diffcli.commands.model import Model
 from diffcli.commands.pairs import check_images
 from diffcli.data.base import Items
 from diffcli.errors import UsageError
+from diffcli.sampling import Conditions
 
-Told = Callable[[Sequence[int], Tensor, torch.dtype, torch.device], dict[str, Tensor]]
+
+@dataclass
+class Told:
+    """What the model is told of each item: its `own` label, vector or image, else what is `given`, if anything."""
+
+    model: Model
+    own: bool
+    given: Conditions | None
+
+    def __call__(
+        self, items: Items, indices: Sequence[int], y: Tensor, dtype: torch.dtype, device: torch.device
+    ) -> dict[str, Tensor]:
+        """The keywords of a batch of the items, of labels y (B,), a row an item."""
+        if not self.own:
+            return {} if self.given is None else self.given(indices, dtype, device)
+        name = self.model.condition
+        mine = own_labels(self.model, y) if name == "label" else items.given(indices, name)
+        if name == "image":
+            mine = self.model.data.transform.encode(mine)
+        return {name: mine.to(device=device, dtype=None if name == "label" else dtype)}
 
 
-def told(model: Model, items: Items) -> Told:
-    """(indices, labels y (B,) of the items, dtype, device) -> the keywords of a batch, a row an item.
+def told(model: Model) -> Told:
+    """What the settings `label` and `vector` tell.
 
     Raises UsageError for what the model does not take or the data do not have, and for likelihoods of unlike numbers of points.
     """
@@ -38,16 +59,7 @@ def told(model: Model, items: Items) -> Told:
         raise UsageError(
             f"this likelihood asks the model at points that are no items, which have no {name}", "likelihood=ode"
         )
-
-    def tell(indices, y, dtype, device):
-        if wish == "own":
-            mine = own_labels(model, y) if name == "label" else items.given(indices, name)
-            if name == "image":
-                mine = model.data.transform.encode(mine)
-            return {name: mine.to(device=device, dtype=None if name == "label" else dtype)}
-        return {} if given is None else given(indices, dtype, device)
-
-    return tell
+    return Told(model, wish == "own", given)
 
 
 def _check_own(model: Model) -> None:

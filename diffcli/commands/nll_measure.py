@@ -1,5 +1,8 @@
 """The measuring of `diffcli nll`: batch after batch, each item once, in file order."""
 
+import contextlib
+import copy
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -9,68 +12,113 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffcli.commands.common import several
 from diffcli.commands.model import Model
 from diffcli.commands.nll_given import Told
+from diffcli.data.base import Items
 from diffcli.data.transform import Transform
 from diffcli.diffusion.bound import VariationalBound
+from diffcli.diffusion.endings import naming
 from diffcli.diffusion.likelihood import LogDensity, LogLikelihood
 from diffcli.errors import NumericalError
 from diffcli.randomness import ItemNoise
-from diffcli.sampling import batches
+from diffcli.sampling import batches, padded
+from diffcli.sharing import share
 
 
 class Measured(NamedTuple):
-    """One batch: its items in source units, a column (B,) for each figure, and the strata of the bound (B, J)."""
+    """One batch: a column (B,) for each figure, the strata of the bound (B, J), and what was found once for all items."""
 
     first: int
-    x: Tensor
     columns: dict[str, np.ndarray]
     parts: np.ndarray | None
+    findings: dict[str, float] = {}
 
 
 def measure(
-    model: Model, items, n: int, likelihood: LogDensity, bound: VariationalBound | None, device, tell: Told
+    model: Model,
+    items: Items,
+    n: int,
+    likelihood: LogDensity,
+    bound: VariationalBound | None,
+    device: torch.device,
+    tell: Told,
+    done: int = 0,
 ) -> Iterator[Measured]:
-    """The figures of items 0 ... n - 1 in nats and source units.
+    """The figures of items done ... n - 1 in nats and source units; done: whole batches that were measured before.
 
     log p(x) = log p(y) + log |dy/dx| for the model-space value y of a (dequantised) item x; `elbo` is a bound of
     -log p(x), or of the -log of a level's probability where the bound knows levels; each given what `tell` says of the item.
+    With devices=N as many processes share the batches, and the figures are the same.
     Raises NumericalError for an item or a log-density that is not finite.
     """
-    config, transform = model.config, model.data.transform
-    dtype = getattr(torch, config["dtype"])
-    offset = math.prod(model.shape) * transform.log_jacobian
-    with tqdm(total=n, desc="likelihood", unit="item", disable=None, leave=False) as bar:
-        for batch in batches(n, config["batch_size"]):
-            keep = min(len(batch), n - batch.start)
-            indices = [min(i, n - 1) for i in batch]
-            x, y = items.__getitems__(indices)
-            cond = tell(indices, y, dtype, device)
-            _check_finite(x.flatten(1).isfinite().all(1), batch.start, "item {} of the data is not finite")
-            noise = ItemNoise(config["seed"], batch, model.shape, torch.float64)
-            places = [y.to(dtype).to(device) for y in dequantised(transform, x, noise, config)]
-            found = [likelihood(model.denoiser, place, noise, **cond) for place in places]
-            columns = {"log_prob": None} | combined(found, offset)
-            _check_finite(
-                columns["log_prob"].isfinite(), batch.start, "the log-likelihood of item {} is not finite", keep
-            )
-            parts = None
-            if bound is not None:
-                estimate = bound(model.denoiser, places[0], noise, **cond)
-                shift = 0.0 if bound.levels else offset
-                columns |= {
-                    "elbo": estimate.value - shift,
-                    "elbo_std_err": estimate.std_err,
-                    "elbo_prior": estimate.prior,
-                    "elbo_steps": estimate.steps,
-                    "elbo_reconstruction": estimate.reconstruction - shift,
-                    "elbo_nfe": estimate.nfe,
-                }
-                _check_finite(columns["elbo"].isfinite(), batch.start, "the bound of item {} is not finite", keep)
-                parts = estimate.parts[:keep].cpu().numpy()
-            columns = {name: value[:keep].cpu().numpy() for name, value in columns.items()}
-            yield Measured(batch.start, x[:keep], columns, parts)
-            bar.update(keep)
+    size = model.config["batch_size"]
+    measuring = Measuring(model, items, n, padded(n, size), likelihood, bound, tell, device)
+    jobs = [batch.start for batch in batches(n - done, size, done, n)]
+    devices = several(model.config.get("devices"), device)[: len(jobs)]
+    with tqdm(total=n, initial=done, desc="likelihood", unit="item", disable=None, leave=False) as bar:
+        found = map(measuring, jobs) if len(devices) < 2 else share(measuring, jobs, devices)
+        with contextlib.closing(found) if len(devices) > 1 else contextlib.nullcontext():
+            for batch in found:
+                yield batch
+                bar.update(len(batch.columns["log_prob"]))
+
+
+@dataclasses.dataclass
+class Measuring:
+    """Measures the batch of `size` items, of n, that begins at item `first`."""
+
+    model: Model
+    items: Items | None
+    n: int
+    size: int
+    likelihood: LogDensity
+    bound: VariationalBound | None
+    tell: Told
+    device: torch.device
+
+    def __getstate__(self) -> dict:
+        """Without the items, which another process reads itself."""
+        data = copy.copy(self.model.data)
+        data._splits = {}
+        return self.__dict__ | {"items": None, "model": dataclasses.replace(self.model, data=data)}
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        self.model.denoiser.to(device)
+        self.items = self.model.data.split(self.model.config["split"])
+
+    def __call__(self, first: int) -> Measured:
+        model, config, transform = self.model, self.model.config, self.model.data.transform
+        dtype = getattr(torch, config["dtype"])
+        offset = math.prod(model.shape) * transform.log_jacobian
+        batch, keep = range(first, first + self.size), min(self.size, self.n - first)
+        indices = [min(i, self.n - 1) for i in batch]
+        x, y = self.items.__getitems__(indices)
+        cond = self.tell(self.items, indices, y, dtype, self.device)
+        _check_finite(x.flatten(1).isfinite().all(1), first, "item {} of the data is not finite")
+        noise = ItemNoise(config["seed"], batch, model.shape, torch.float64)
+        places = [y.to(dtype).to(self.device) for y in dequantised(transform, x, noise, config)]
+        with naming(indices):
+            found = [self.likelihood(model.denoiser, place, noise, **cond) for place in places]
+        columns = {"log_prob": None} | combined(found, offset)
+        _check_finite(columns["log_prob"].isfinite(), first, "the log-likelihood of item {} is not finite", keep)
+        parts = None
+        if self.bound is not None:
+            estimate = self.bound(model.denoiser, places[0], noise, **cond)
+            shift = 0.0 if self.bound.levels else offset
+            columns |= {
+                "elbo": estimate.value - shift,
+                "elbo_std_err": estimate.std_err,
+                "elbo_prior": estimate.prior,
+                "elbo_steps": estimate.steps,
+                "elbo_reconstruction": estimate.reconstruction - shift,
+                "elbo_nfe": estimate.nfe,
+            }
+            _check_finite(columns["elbo"].isfinite(), first, "the bound of item {} is not finite", keep)
+            parts = estimate.parts[:keep].cpu().numpy()
+        columns = {name: value[:keep].cpu().numpy() for name, value in columns.items()}
+        return Measured(first, columns, parts, self.likelihood.findings())
 
 
 def dequantised(transform: Transform, x: Tensor, noise: ItemNoise, config: dict) -> list[Tensor]:

@@ -6,16 +6,15 @@ import math
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from diffcli.commands.model import Model
-from diffcli.commands.nll_measure import Measured
+from diffcli.commands.partial import Partial
 from diffcli.commands.tally import Tally, known
 from diffcli.diffusion.bound import VariationalBound
 
 CONFIDENCE = 0.95  # of the intervals
 EXTREMES = 32  # most and least likely items in the picture, each
+BLOCK = 64  # rows that are taken in at once, whatever the batches: the last bits of a sum depend on it
 
 
 def quantile(degrees: float) -> float:
@@ -38,29 +37,42 @@ class Report:
         self.probes = node.get("probes") if node.get("divergence") == "hutchinson" else None
         self.t = None if self.probes == 1 else quantile(math.inf if self.probes is None else self.probes - 1)
         self.tallies: dict[str, Tally] = {}
-        self.parts, self.fourth, self.path, self.begun = Tally(), Tally(), path, False
+        self.parts, self.fourth, self.path = Tally(), Tally(), path
         self.images, self.most, self.least = images, [], []
+        self.findings: dict[str, float] = {}
+        self.at = self.written = 0  # rows taken in, and lines of the table
 
-    def add(self, batch: Measured) -> None:
-        """Take in a batch, and write its rows."""
-        columns = self._with_intervals(batch.columns)
+    def follow(self, rows: Partial) -> None:
+        """Write the rows that have come since, and take them in; the bound's strata are in the column `parts`."""
+        if self.written < rows.rows:
+            self._write(self._columns(rows, slice(self.written, rows.rows)))
+        while self.at < rows.rows and (rows.rows - self.at >= BLOCK or rows.rows == self.n):
+            part = slice(self.at, self.at + BLOCK)
+            self._add(self._columns(rows, part), None if self.bound is None else rows["parts"][part])
+
+    def _columns(self, rows: Partial, part: slice) -> dict[str, np.ndarray]:
+        return self._with_intervals({name: rows[name][part] for name in rows.columns if name != "parts"})
+
+    def _write(self, columns: dict[str, np.ndarray]) -> None:
+        with self.path.open("a" if self.written else "w", newline="") as file:
+            writer = csv.writer(file)
+            if not self.written:
+                writer.writerow(["index", *columns])
+            for row in zip(*(c.tolist() for c in columns.values()), strict=True):
+                writer.writerow([self.written, *("" if math.isnan(v) else repr(v) for v in row)])
+                self.written += 1
+
+    def _add(self, columns: dict[str, np.ndarray], parts: np.ndarray | None) -> None:
         for name, values in columns.items():
             self.tallies.setdefault(name, Tally()).add(values)
         self.tallies.setdefault("variance", Tally()).add(columns["std_err"] ** 2)
-        if batch.parts is not None:
-            self.parts.add(batch.parts)
+        if parts is not None:
+            self.parts.add(parts)
             self.tallies.setdefault("elbo_variance", Tally()).add(columns["elbo_std_err"] ** 2)
         self.fourth.add(columns["std_err"] ** 4)
-        with self.path.open("a" if self.begun else "w", newline="") as file:
-            writer = csv.writer(file)
-            if not self.begun:
-                writer.writerow(["index", *columns])
-                self.begun = True
-            for i, row in enumerate(zip(*(c.tolist() for c in columns.values()), strict=True)):
-                writer.writerow([batch.first + i, *("" if math.isnan(v) else repr(v) for v in row)])
-        if self.images:
-            for i, value in enumerate(columns["log_prob"].tolist()):
-                self._keep(value, batch.first + i, batch.x[i])
+        for i, value in enumerate(columns["log_prob"].tolist() if self.images else ()):
+            self._keep(value, self.at + i)
+        self.at += len(columns["log_prob"])
 
     def _with_intervals(self, columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The same with bits/dim and the interval that the divergence leaves, beside the figure it belongs to."""
@@ -71,19 +83,18 @@ class Report:
             first["bits_per_dim"] = -log_prob / (self.d * math.log(2))
         return first | {k: v for k, v in columns.items() if k not in first}
 
-    def _keep(self, value: float, index: int, x: Tensor) -> None:
-        # x is copied: a view would keep the whole batch
+    def _keep(self, value: float, index: int) -> None:
         for heap, key in ((self.most, (value, -index)), (self.least, (-value, index))):
             push = heapq.heappush if len(heap) < EXTREMES else heapq.heappushpop
             if len(heap) < EXTREMES or key > heap[0][0]:
-                push(heap, (key, index, x.clone()))
+                push(heap, (key, index))
 
-    def extremes(self) -> np.ndarray:
+    def extremes(self) -> list[int]:
         """The most likely items, most likely first, then the least likely, least likely last; each item once."""
         best = sorted(self.most, reverse=True, key=lambda c: c[0])
-        there = {index for _, index, _ in best}
+        there = {index for _, index in best}
         worst = sorted((c for c in self.least if c[1] not in there), key=lambda c: c[0])
-        return torch.stack([x for _, _, x in [*best, *worst]]).numpy()
+        return [index for _, index in [*best, *worst]]
 
     @property
     def has_bits(self) -> bool:
@@ -130,7 +141,7 @@ class Report:
             "solver_err_mean": known(t["solver_err"].mean),
             "truncation_mean": known(t["truncation"].mean),
             "path_gap_mean": known(t["path_gap"].mean),
-            **self.likelihood.findings(),
+            **self.findings,
         }
         if self.likelihood.normalised:
             found["nats_per_dim"] = -found["log_prob_mean"] / self.d

@@ -12,6 +12,7 @@ from diffcli.commands.build import locate
 from diffcli.commands.common import chosen, typed
 from diffcli.commands.files import write_samples
 from diffcli.commands.model import Model
+from diffcli.commands.partial import Rows
 from diffcli.data.base import Data
 from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of, pair_grid
@@ -93,7 +94,7 @@ def image_shape(model: Model) -> tuple[int, ...]:
     return next(part.image for part in model.denoiser.modules() if isinstance(part, Concatenated))
 
 
-def write_pairs(path: Path, x: np.ndarray, model: Model, png: bool) -> list[Path]:
+def write_pairs(path: Path, x: np.ndarray | Rows, model: Model, png: bool) -> list[Path]:
     """samples.npy, grid.png of inputs with their samples (and targets), and a picture of each sample named after its input."""
     found, each, levels = pairs(model), model.config.get("each") or 1, model.data.transform.levels
     names = names_of([found.names[i // each % len(found.names)] for i in range(len(x))])

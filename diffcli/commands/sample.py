@@ -9,17 +9,20 @@ import torch
 from diffcli.commands.common import pick_device, recorded
 from diffcli.commands.conditions import conditions, words, write_told
 from diffcli.commands.files import write_samples
+from diffcli.commands.going_on import find_place
 from diffcli.commands.guidance import guide
 from diffcli.commands.inverse import inverse
 from diffcli.commands.inverse_report import write_inverse
 from diffcli.commands.model import Model, load_model, read_states
 from diffcli.commands.pairs import write_pairs
-from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.partial import Partial, Rows, chunks
+from diffcli.commands.run_folder import say
 from diffcli.commands.starts import take_inputs, write_translations
-from diffcli.commands.trajectory import draw, watch
-from diffcli.commands.walk import draw_all, nfe_summary, nfe_text, plan_walk
+from diffcli.commands.trajectory import Trajectory, draw, watch
+from diffcli.commands.walk import Walk, nfe_summary, nfe_text, plan_walk, stream
 from diffcli.data.pictures import is_image, picture
 from diffcli.errors import NumericalError, UsageError
+from diffcli.sampling import padded
 
 SHOWN = 400  # items in a grid, the rest are in samples.npy
 
@@ -35,33 +38,36 @@ def run(cfg) -> int:
     start = _start(model)
     if (cfg.devices or 1) > 1 and (cfg.trajectory or cfg.start is not None):
         raise UsageError(f"devices={cfg.devices} goes with neither trajectory=true nor start=", "devices=1")
-    path = choose("sample", model.config)
+    place = find_place("sample", model.config)
+    path, n = place.path, model.config["n"]
+    if place.finished:
+        return 0
     if cfg.dry_run:
-        n, steps = model.config["n"], len(walk.times) - 1
+        steps = len(walk.times) - 1
         say(f"would draw {n} samples of shape {model.shape} in {steps} steps from {model.source}")
         return 0
-    folder = create(path, "sample", model.config)
-    with recorded(folder):
+    folder = place.create()
+    with (
+        recorded(folder),
+        place.rows(n, padded(n, cfg.batch_size), "sample", keeps={"samples": "samples.npy"}) as rows,
+    ):
         begun = time.monotonic()
-        trajectory = watch(model, walk.times, model.config["n"]) if cfg.trajectory else None
-        looks = (trajectory.callback, trajectory.see if is_image(model.shape) else None) if trajectory else ()
-        x, nfe = draw_all(walk, model, model.config, device, start, *looks)
+        trajectory = watch(model, walk.times, n) if cfg.trajectory else None
+        _draw(rows, walk, model, device, start, trajectory)
         seconds = time.monotonic() - begun
-        if not np.isfinite(x).all():
-            raise NumericalError(
-                f"{int((~np.isfinite(x)).any(axis=tuple(range(1, x.ndim))).sum())} of the samples are not finite"
-            )
+        x, nfe = rows["samples"], rows["nfe"]
+        _check_finite(x)
         if model.problem is not None:
             files, figures = write_inverse(path, x, model, cfg.png)
         else:
             files, figures = _write(path, x, model, cfg.png, names), {}
-        more, told = write_told(path, model, len(x))
+        more, told = write_told(path, model, n)
         files += more
         if trajectory is not None:
             files += draw(path, trajectory, walk.times, model)
         steps = len(walk.times) - 1 if walk.sampler.evaluations is not None else None
         results = {
-            "n": len(x),
+            "n": n,
             "last": walk.last,
             "t_end": float(walk.sampler.end(walk.times)),
             "guidance": model.guidance or None,
@@ -69,8 +75,11 @@ def run(cfg) -> int:
             **told,
             **figures,
         }
-        folder.write("finished", steps=steps, nfe=nfe_summary(nfe), results=results)
-    say(f"{len(x)} samples, {nfe_text(nfe)} network evaluations each, {seconds:.1f} s, from {model.source}")
+        summary, evaluations = nfe_summary(nfe), nfe_text(nfe)
+        rows.finish()
+        folder.write("finished", steps=steps, nfe=summary, results=results)
+        rows.remove()
+    say(f"{n} samples, {evaluations} network evaluations each, {seconds:.1f} s, from {model.source}")
     for file in files:
         say(f"  {file}")
     return 0
@@ -85,7 +94,28 @@ def _start(model: Model) -> torch.Tensor | None:
     return x
 
 
-def _write(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] | None = None) -> list[Path]:
+def _draw(
+    rows: Partial, walk: Walk, model: Model, device, start: torch.Tensor | None, trajectory: Trajectory | None
+) -> None:
+    """Add the samples that are not there yet; a trajectory sees the first ones, once more where those are there."""
+    looks = {}
+    if trajectory is not None:
+        looks = {"callback": trajectory.callback, "see": trajectory.see if is_image(model.shape) else None}
+    if trajectory is not None and rows.rows:
+        for _ in stream(walk, model, model.config | {"n": trajectory.n}, device, start=start, **looks):
+            pass
+        looks = {}
+    for x, nfe in stream(walk, model, model.config, device, rows.rows, start, **looks):
+        rows.append(samples=x, nfe=nfe)
+
+
+def _check_finite(x: Rows) -> None:
+    bad = sum(int((~np.isfinite(part)).reshape(len(part), -1).any(1).sum()) for part in chunks(x))
+    if bad:
+        raise NumericalError(f"{bad} of the samples are not finite")
+
+
+def _write(path: Path, x: Rows, model: Model, png: bool, names: list[str] | None = None) -> list[Path]:
     if model.side is not None and model.config["start"] is None:
         return write_translations(path, x, model, png, names)
     if model.condition == "image":

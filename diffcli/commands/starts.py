@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from diffcli.commands.common import typed
 from diffcli.commands.files import write_samples
 from diffcli.commands.model import Model
+from diffcli.commands.partial import CHUNK, Rows, save_chunks
 from diffcli.data.base import TensorItems
 from diffcli.data.inputs import read_named
 from diffcli.data.pair_picture import names_of
 from diffcli.data.pictures import is_image
 from diffcli.data.translation_picture import translations
 from diffcli.errors import UsageError
+from diffcli.writing import whole
 
 SHOWN = 100, 400  # pictures, points in the picture of both sides
 
@@ -45,11 +45,12 @@ def take_inputs(model: Model) -> list[str] | None:
     return names_of([names[i % len(names)] for i in range(config["n"])])
 
 
-def write_translations(path: Path, x: np.ndarray, model: Model, png: bool, names: list[str] | None) -> list[Path]:
+def write_translations(path: Path, x: Rows, model: Model, png: bool, names: list[str] | None) -> list[Path]:
     """source.npy and samples.npy, grid.png of both sides, and a picture of each sample by its input's name."""
-    before = model.starts.raw(range(len(x))).numpy()
-    np.save(path / "source.npy", before)
+    starts, n = model.starts, len(x)
+    with whole(path / "source.npy") as file:
+        save_chunks(file, n, (starts.raw(range(i, min(i + CHUNK, n))).numpy() for i in range(0, n, CHUNK)))
     files = write_samples(path, x, model, png, names)
     most = SHOWN[not is_image(model.shape)]
-    translations(before[:most], x[:most], path / "grid.png", model.side, model.data)
+    translations(starts.raw(range(min(most, n))).numpy(), x[:most], path / "grid.png", model.side, model.data)
     return [path / "grid.png", path / "source.npy", *files]

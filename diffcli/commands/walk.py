@@ -14,13 +14,15 @@ from diffcli.commands.build import build, check_type
 from diffcli.commands.common import check_walk, several
 from diffcli.commands.model import Model, check_process
 from diffcli.commands.options import filled
+from diffcli.commands.partial import Rows, chunks
 from diffcli.data.transform import Transform
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.grid import Grid
 from diffcli.diffusion.samplers import Sampler, most_steps
 from diffcli.diffusion.sde import SDE
 from diffcli.errors import NumericalError, UsageError
-from diffcli.sampling import Conditions, Starts, batches, draw_samples
+from diffcli.metrics.evaluation import Evaluations
+from diffcli.sampling import Conditions, Starts, batches, draw_samples, padded
 from diffcli.sharing import share
 
 DEFAULT_STEPS = Sampler.usual_steps
@@ -124,6 +126,7 @@ class Drawing:
     shape: tuple[int, ...]
     seed: int
     batch_size: int
+    of: int
     dtype: torch.dtype
     device: torch.device | str = "cpu"
     given: Conditions | None = None
@@ -150,6 +153,7 @@ class Drawing:
                 self.batch_size,
                 last=self.walk.last,
                 first=first,
+                of=self.of,
                 dtype=self.dtype,
                 device=self.device,
                 given=self.given,
@@ -160,24 +164,29 @@ class Drawing:
 
 
 def stream(
-    walk: Walk, model: Model, config: dict, device: torch.device, first: int = 0, **watching
+    walk: Walk, model: Model, config: dict, device: torch.device, done: int = 0, start=None, **watching
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Samples first ... first + n - 1 in source units, a batch (B, *S) float and its network evaluations (B,) at a time.
+    """Samples done ... n - 1 in source units, a batch (B, *S) float and its network evaluations (B,) at a time.
 
+    done: whole batches that are there already.  start: x at t_max of all n.
     With devices=N as many processes share the batches, and the samples are the same.  The progress bar counts the steps of
     all batches; samples where the sampler chooses its own steps, or where processes share them.
     """
     dtype, n, size = getattr(torch, config["dtype"]), config["n"], config["batch_size"]
     seed, transform = config["seed"], model.data.transform
     drawing = Drawing(
-        walk, model.denoiser, transform, model.shape, seed, size, dtype, device, model.given, model.starts
+        walk, model.denoiser, transform, model.shape, seed, size, n, dtype, device, model.given, model.starts
     )
-    jobs = [(items.start, min(len(items), first + n - items.start)) for items in batches(n, size, first)]
+    if done == n:
+        return
+    jobs = [(items.start, min(len(items), n - items.start)) for items in batches(n - done, size, done, n)]
     devices = several(config["devices"], device)[: len(jobs)]
     by_sample = walk.sampler.evaluations is None or len(devices) > 1
-    total, unit = (n, "sample") if by_sample else (len(jobs) * (len(walk.times) - 1), "step")
-    desc = "sampling" if len(jobs) == 1 else f"sampling in {len(jobs)} batches"
-    with tqdm(total=total, desc=desc, unit=unit, disable=None, leave=False) as bar:
+    steps, before = len(walk.times) - 1, done // padded(n, size)
+    total, unit = (n, "sample") if by_sample else ((before + len(jobs)) * steps, "step")
+    desc = "sampling" if before + len(jobs) == 1 else f"sampling in {before + len(jobs)} batches"
+    initial = done if by_sample else before * steps
+    with tqdm(total=total, initial=initial, desc=desc, unit=unit, disable=None, leave=False) as bar:
 
         def progress(steps):
             for i in steps:
@@ -185,27 +194,27 @@ def stream(
                 bar.update(not by_sample)
 
         alone = len(devices) < 2
-        found = drawing.batches(first, n, progress=progress, **watching) if alone else share(drawing, jobs, devices)
+        if alone:
+            rest = None if start is None else start[done:]
+            found = drawing.batches(done, n - done, rest, progress=progress, **watching)
+        else:
+            found = share(drawing, jobs, devices)
         with contextlib.closing(found):
             for x, nfe in found:
                 bar.update(by_sample * len(x))
                 yield x, nfe
 
 
-def draw_all(
-    walk: Walk, model: Model, config: dict, device, start=None, callback=None, see=None
-) -> tuple[np.ndarray, np.ndarray]:
-    """All n samples in source units, (n, *S) float, and the network evaluations of each (n,)."""
-    found = list(stream(walk, model, config, device, start=start, callback=callback, see=see))
-    x, nfe = zip(*found, strict=True)
-    return np.concatenate(x), np.concatenate(nfe)
-
-
-def nfe_summary(nfe: np.ndarray) -> dict[str, float]:
+def nfe_summary(nfe: np.ndarray | Rows) -> dict[str, float]:
     """Mean, min and max of the evaluations an item took."""
-    return {"mean": float(nfe.mean()), "min": int(nfe.min()), "max": int(nfe.max())}
+    found = Evaluations()
+    for part in chunks(nfe):
+        found.add(part)
+    return found.summary()
 
 
-def nfe_text(nfe: np.ndarray) -> str:
+def nfe_text(nfe: np.ndarray | Rows) -> str:
     """The same in words: one number where every item took as many."""
-    return f"{nfe.min()}" if nfe.min() == nfe.max() else f"{nfe.mean():.1f} (from {nfe.min()} to {nfe.max()})"
+    found = nfe_summary(nfe)
+    least, most = found["min"], found["max"]
+    return f"{least}" if least == most else f"{found['mean']:.1f} (from {least} to {most})"
