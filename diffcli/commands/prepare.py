@@ -1,5 +1,6 @@
 """What a training needs before it starts: a config made whole, and parts that are known to go together."""
 
+import math
 import os
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ from diffcli.commands.source import prepare_source, side_of, source_of
 from diffcli.commands.training_condition import check_forward, prepare_condition
 from diffcli.commands.walk import build_sampler
 from diffcli.data.base import Data
-from diffcli.data.measure import MEASURES
+from diffcli.data.measure import MEASURES, measured
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
@@ -36,6 +37,8 @@ GROUPS = {
     "schedule", "sde", "levels", "prediction", "network", "data", "source", "loss", "coupling", "optim", "trainer", "logger",
     "sampler", "grid", "denoiser", "sweep", "experiment", "task",
 }  # fmt: skip
+
+LARGE = 4  # GiB of float64: what reads more at once says so
 
 
 @dataclass
@@ -78,6 +81,8 @@ def prepare(cfg) -> None:
     data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
     for split in ("train", "val"):
         data.split(split)  # a missing file is found before anything is made
+    for note in data.notes:
+        say(f"note: {note}")
     if is_classifier(cfg):
         return _prepare_classifier(cfg, data)
     check_clock(cfg)
@@ -135,7 +140,7 @@ def measure(cfg, data: Data) -> None:
                 continue
             if node.get("weight", "edm") != "edm":  # no other weight of a loss needs it: spare the reading of all items
                 continue
-            node[name] = MEASURES[name](training_set(data).items())
+            node[name] = measured(name, data.split("train"), data.transform.encode)
             say(f"{group}.{name} = {node[name]:.4g}, measured on the training items")
 
 
@@ -238,6 +243,9 @@ def training_set(data: Data, condition: str = "none") -> TrainingSet:
 
     def items():
         split = data.split("train")
+        size = 8 * len(split) * math.prod(data.shape) / 2**30
+        if size > LARGE:
+            say(f"note: this reads all {len(split):,} training items into memory, up to {size:,.0f} GiB")
         return data.transform.encode(split.__getitems__(range(len(split)))[0])
 
     mixture = getattr(data, "mixture", None)

@@ -68,6 +68,7 @@ class Data(ABC):
     vector, image: the dimension of the condition vector, and the shape of the condition image, that `Items.given` has of
     each item; 0 and None for none.  An image's units are those of the items.
     held_out: whether "test" shares no item with "train".  units: of the source, as figures say them.
+    notes: sentences on what was not looked at before any work.
     classes, class_names, vector and image may read files where only those can tell; so may shape.
     """
 
@@ -77,6 +78,7 @@ class Data(ABC):
     vector: int = 0
     image: tuple[int, ...] | None = None
     held_out: bool = True
+    notes: tuple[str, ...] = ()
     units: str
 
     def __init__(self):

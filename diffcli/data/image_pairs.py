@@ -8,8 +8,15 @@ from typing import Literal, final
 from torch import Tensor
 
 from diffcli.data.base import Data, Items, check_count
-from diffcli.data.decode import check_header
-from diffcli.data.image_folder import PictureItems, check_channels, check_fractions, divide, pictures_in
+from diffcli.data.image_folder import (
+    PictureItems,
+    check_channels,
+    check_fractions,
+    check_headers,
+    divide,
+    pictures_in,
+    unopened,
+)
 from diffcli.data.transform import Levels
 from diffcli.errors import UsageError
 
@@ -110,10 +117,12 @@ class ImagePairs(Data):
         return [(inputs[name], targets[name]) for name in sorted(inputs)]
 
     def check(self) -> None:
-        """Open every file's header, without decoding; raises UsageError naming the first that cannot be read."""
-        for pair in self._pairs:
-            for file in dict.fromkeys(pair):
-                check_header(file)
+        """Open the files' headers as `ImageFolder.check` does; raises UsageError naming the first that cannot be read."""
+        check_headers([file for pair in self._pairs for file in dict.fromkeys(pair)])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return unopened(len({file for pair in self._pairs for file in pair}))
 
     @cached_property
     def _parts(self) -> dict[str, list[Pair]]:
