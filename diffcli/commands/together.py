@@ -3,8 +3,10 @@
 import contextlib
 import functools
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -132,12 +134,13 @@ def watched(processes: Processes, timeout: float, folder: RunFolder | None = Non
     """This rank and the processes it starts, under watch; at the end all have left, or are ended."""
     children = _start(processes)
     processes.watch = watch = Watch(processes, timeout, children, functools.partial(_last_words, folder))
-    patience, failed = PATIENCE, False
+    patience, failed, ending = PATIENCE, False, contextlib.ExitStack()
     try:
         watch.start()
         yield watch
     except Exception as error:
         patience, failed = GRACE + 3, True
+        ending.enter_context(_deaf())
         cause = watch.cause(error)
         if cause is None:
             raise
@@ -146,8 +149,23 @@ def watched(processes: Processes, timeout: float, folder: RunFolder | None = Non
         patience = 0
         raise
     finally:
-        watch.stop()
-        _leave(processes, children, patience, failed)
+        with ending:
+            watch.stop()
+            _leave(processes, children, patience, failed)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """While a failure is looked into, what a launcher sends to the ranks that are left of it would hide its cause."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there could a handler be set
+        return
+    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _last_words(folder: RunFolder | None, error: DiffcliError) -> None:

@@ -17,6 +17,7 @@ from diffcli.training.processes import Processes, get, look, put, where
 
 PERIOD = 0.5  # seconds between two signs of life
 SILENCE = 10  # such periods without one, and a rank is taken for dead
+FIRST = 15.0  # seconds that a process group's own time-out is let go first: it reaches the main thread, where it can
 GRACE = 5.0  # seconds for the main thread to end by itself once it is known that the training has failed
 SYMPTOMS = ("gloo", "nccl", "c10d", "connection", "tcpstore", "timed out", "socket")  # of another rank's end
 
@@ -34,7 +35,7 @@ class Watch(L.Callback):
     ):
         self.processes, self.timeout, self.children, self.last_words = processes, timeout, children, last_words
         self.count, self.place, self.since = 0, "starting", time.monotonic()
-        self.patience = timeout + 15  # gloo's own time-out comes first where there is one: it reaches the main thread
+        self.patience = timeout + FIRST
         self.alone = False  # without rank 0, which would have said what has happened
         self.step = 0
         self._stop, self._beat = threading.Event(), 0
