@@ -60,9 +60,11 @@ class TensorBoard:
     """Event files under save_dir/tensorboard."""
 
     def __init__(self, save_dir: str, say):
+        folder = Path(save_dir) / "tensorboard"
+        folder.mkdir(exist_ok=True)
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(f"{save_dir}/tensorboard")
+        self.writer = SummaryWriter(str(folder))
 
     def config(self, config: dict) -> None:
         from torch.utils.tensorboard.summary import hparams
