@@ -75,7 +75,7 @@ def _unlike(table: Table, run: Run, key: str) -> bool:
     try:
         return usual is None or float(str(typed)) != float(usual)
     except ValueError:
-        return str(typed) != number(usual)
+        return str(typed).lower() != number(usual)
 
 
 def _why(run: Run) -> str:
