@@ -114,7 +114,7 @@ class Command:
 @pytest.fixture(scope="session")
 def start_in():
     """start_in(folder, "train", …, faults="…") -> Command; what still runs at the end is killed."""
-    script = Path(__file__).parent / "forked.py"
+    script = Path(__file__).parent / "fork_server.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     server = subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
