@@ -127,8 +127,8 @@ def recorded(folder: RunFolder):
     """
     try:
         yield
-    except UsageError:
-        folder.discard()  # nothing was started
+    except UsageError as error:
+        folder.refused(error)
         raise
     except OSError as error:
         folder.failed(error)

@@ -4,17 +4,15 @@ import contextlib
 import itertools
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import time
 import traceback
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 
 from diffcli.commands.folder_lock import FolderLock
+from diffcli.commands.provenance import git, hardware, versions
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.writing import TEMPORARY, as_sentence, unwritten, whole, write_text
 
@@ -52,13 +50,14 @@ _reserved: dict[Path, list[Path]] = {}  # new folders in which no run has begun,
 _open: list["RunFolder"] = []  # runs of this process that have not ended
 
 
-RETRIES = 1000
+RETRIES = 1000  # of a parent folder that other runs remove
+BEGINNING = ("run.json", "config.yaml", "metrics.csv", "error.log")
 
 
 class RunFolder:
     """`path`, made new, with a record that is complete from the start and brought up to date at the end.
 
-    earlier: the record of a run that goes on, which stays where nothing comes of that.
+    earlier: the record of a run that goes on, which stays where nothing comes of that.  found: the results that were there.
     """
 
     def __init__(self, path: Path, command: str, config: dict, made: list[Path] | tuple = ()):
@@ -66,14 +65,15 @@ class RunFolder:
         self.made = made  # folders that were not there before, innermost first
         self.lock: FolderLock | None = None
         self.earlier: str | None = None
+        self.found: dict[Path, int] = {}
         self.record = {
             "command": command,
             "status": "running",
             "config": config,
             "seed": config["seed"],
-            "git": _git(),
-            "versions": _versions(),
-            "hardware": _hardware(),
+            "git": git(),
+            "versions": versions(),
+            "hardware": hardware(),
             "started": datetime.now().astimezone().isoformat(timespec="seconds"),
             "steps": None,
             "nfe": None,
@@ -123,17 +123,26 @@ class RunFolder:
         if self.lock is not None:
             self.lock.free()
 
-    def discard(self) -> None:
-        """Leave nothing of a run that did not start: its own files, and the folders made for it; of a run that was to go on,
-        everything.
+    def refused(self, error: BaseException) -> None:
+        """Leave nothing of a run that did not start, its own files and the folders made for it, and of one that was to go on all
+        that it found.  A run that has come to something stays, as failed.
         """
-        if self.earlier is not None:
+        if results(self.path) != self.found:
+            self.failed(error)
+        elif self.earlier is not None:
             with contextlib.suppress(DiffcliError):
                 write_text(self.path / "run.json", self.earlier)
-            return
-        _remove_own(self.path)
-        self.release()
-        _remove_empty(self.made)
+        else:
+            _remove_own(self.path)
+            self.release()
+            _remove_empty(self.made)
+
+
+def results(path: Path) -> dict[Path, int]:
+    """What a run has come to: its files but for those that each run begins with, and when each was written."""
+    own = [path / name for name in OWN if name not in BEGINNING]
+    files = [p for top in own for p in (top, *top.rglob("*")) if p.is_file() and not p.match(TEMPORARY)]
+    return {p: p.stat().st_mtime_ns for p in files}
 
 
 def _remove_own(path: Path) -> None:
@@ -268,6 +277,7 @@ def create(
                 left.unlink()
             if record.exists() and not keep:
                 _remove_own(path)
+            folder.found = results(path)
     except BaseException as error:
         _abandon(folder)
         if isinstance(error, OSError):
@@ -281,43 +291,6 @@ def _abandon(folder: RunFolder) -> None:
     folder.release()
     _reserved.pop(folder.path, None)
     _remove_empty(folder.made)
-
-
-def _git() -> str | None:
-    """The commit of the checkout that the program runs from, with + where it has changes; None outside one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        commit, changes = (
-            subprocess.run(
-                ["git", "-C", here, *args], capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for args in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return commit + ("+" if changes else "")
-
-
-def _versions() -> dict[str, str]:
-    names = ("diffcli", "torch", "torchvision", "lightning", "hydra-core", "omegaconf", "numpy")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            from diffcli import __version__
-
-            found[name] = __version__
-    return found
-
-
-def _hardware() -> dict[str, str | int | list[str]]:
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"platform": platform.platform(), "cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 
 def say(text: str) -> None:
