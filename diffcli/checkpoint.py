@@ -120,6 +120,12 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
     return content
 
 
+def own_data(config: dict, group: str = "data") -> dict | None:
+    """The node of a checkpoint's data, or of its source; whatever it says, nothing is fetched unless the user asks anew."""
+    node = config.get(group)
+    return {k: False if k == "download" else v for k, v in node.items()} if isinstance(node, dict) else node
+
+
 def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
     """What a model may be told of an item (none, label, vector, image), the classes' names, `drop`, and a vector's dimension.
 

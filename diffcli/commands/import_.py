@@ -66,7 +66,10 @@ def _settle(content: dict, config: dict, source: Path) -> None:
             )
     if not config.get("data"):
         checkpoint.check_node(node, (Data,), config["trust"], "data")
-    found = list(build(node, "data").shape)
+    data = build(node, "data")
+    # data of a file read it for their shape, and a folder from elsewhere may name any file
+    reads = not config.get("data") and node.get("file") is not None
+    found = shape if reads and shape is not None else list(data.shape)
     if shape is not None and found != shape:
         raise UsageError(f"the data has items of shape {tuple(found)}, the model takes {tuple(shape)}", "data=blank")
     parts["data"], content["shape"] = node, found

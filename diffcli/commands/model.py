@@ -107,7 +107,7 @@ def _from_checkpoint(cfg) -> Model:
         say(f"model: {path} (the newest training run)")
     content = checkpoint.read(path)
     config = plain(cfg)
-    node, data_node = content["config"]["denoiser"], content["config"]["data"]
+    node, data_node = content["config"]["denoiser"], checkpoint.own_data(content["config"])
     if typed("sde.") and not typed("sde="):
         checkpoint.check_node(node, (nn.Module,), cfg.trust, "denoiser")
         _change(node.get("sde"), config["sde"], "sde", allowed={"t_min"})
@@ -118,7 +118,7 @@ def _from_checkpoint(cfg) -> Model:
         _change(data_node, config["data"], "data")
     if not typed("data="):
         checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
-    side = _side(content["config"].get("source"), config, cfg.trust)
+    side = _side(checkpoint.own_data(content["config"], "source"), config, cfg.trust)
     denoiser = checkpoint.build_denoiser(node, cfg.trust)
     checkpoint.load_weights(denoiser, content, cfg.weights, path)
     if typed("sde=") or typed("schedule="):
@@ -142,8 +142,9 @@ def other_model(path: str, config: dict, weights: str) -> Model:
     trained, trust = content["config"], config["trust"]
     denoiser = checkpoint.build_denoiser(trained["denoiser"], trust)
     checkpoint.load_weights(denoiser, content, weights, Path(path))
-    checkpoint.check_node(trained["data"], (Data,), trust, "data")
-    side, data = _side(trained.get("source"), {}, trust), build(trained["data"], "data")
+    node = checkpoint.own_data(trained)
+    checkpoint.check_node(node, (Data,), trust, "data")
+    side, data = _side(checkpoint.own_data(trained, "source"), {}, trust), build(node, "data")
     model = Model(denoiser, data, tuple(content["shape"]), path, config | {"ckpt": path}, side=side)
     model.condition, model.class_names, model.drop, model.vector = checkpoint.conditioning(trained, Path(path))
     return model
