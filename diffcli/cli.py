@@ -115,7 +115,7 @@ def _run(command: str, args: list[str]) -> int:
     elif sweep:
         sweep, made = new_folder(sweep)
     task = Job(command, _job)
-    words = [*flags, *_with_context(command, settings)]
+    words = [*flags, *map(_quoted, _with_context(command, settings))]
     saved, sys.argv = sys.argv, ["diffcli", *words, *([f"hydra.sweep.dir='{sweep}'"] if sweep else [])]
     try:
         with watched(task):
@@ -237,6 +237,12 @@ def _with_context(command: str, args: list[str]) -> list[str]:
         return args + [f"{group}={name}" for group, name in (("sde", "vp"), ("data", "mixture")) if not chosen(group)]
     free = tuple(f"{group}." for group in ("data", "sde", "source") if not chosen(group))
     return [f"+{a}" if free and a.startswith(free) else a for a in args]
+
+
+def _quoted(word: str) -> str:
+    """A setting whose value holds letters that Hydra's grammar takes in quotes alone, as in data.root=/home/jürgen."""
+    key, _, value = word.partition("=")
+    return word if value.isascii() or set(value) & set("'\"\\,=()[]{}$") else f'{key}="{value}"'
 
 
 def _with_source(args: list[str]) -> list[str]:

@@ -62,7 +62,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "elbo.T": (int | None, 2, None),
     "elbo.variance": (Literal["auto", "small", "large", "learned"], None, None),
     "elbo.decoder": (Literal["auto", "bin", "density"], None, None),
-    "n": (int | None, 1, None),
+    "n": (int | None, 1, 10**9),
     "split": (Literal["train", "val", "test", "all"], None, None),
     "steps": (int | None, 1, 10**6),
     "nfe": (int | None, 1, 10**6),

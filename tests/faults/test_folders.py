@@ -27,7 +27,7 @@ def trained(tmp_path_factory) -> Path:
     from diffcli.cli import main
 
     path = tmp_path_factory.mktemp("runs") / "moons"
-    assert main(["train", *SMALL, "trainer.max_steps=2", f"out={path}"]) == 0
+    assert main(["train", *SMALL, "network.width=32", "trainer.max_steps=2", f"out={path}"]) == 0
     return path
 
 
@@ -318,7 +318,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("command", [*EXACT, "train", "import", "export", "decode"])
+@pytest.mark.parametrize("command", [*sorted({*EXACT} - {"nll"}), "train", "import", "export", "decode"])
 def test_a_file_that_the_system_cuts_off(command, start, trained, exported, tmp_path, injected):
     """Where the system itself refuses bytes (ulimit -f), in the middle of a file, by whatever writes it."""
     ckpt = f"ckpt={trained}/checkpoints/last.ckpt"
