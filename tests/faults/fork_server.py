@@ -32,6 +32,8 @@ def child(order):
         from diffcli.cli import main
 
         code = main(order["argv"])
+    except SystemExit as error:  # as the interpreter would end
+        code = error.code or 0
     except BaseException:  # noqa: BLE001 - the test sees it
         traceback.print_exc()
     finally:

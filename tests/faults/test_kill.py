@@ -1,6 +1,9 @@
 """kill -9 at any moment: under a final name there is always a whole checkpoint, and what goes on from it loses nothing else."""
 
+import os
 import random
+import signal
+import subprocess
 import time
 
 import pytest
@@ -16,6 +19,7 @@ TINY = (
     "checkpoint.keep=2",
 )  # fmt: skip
 
+EXPECTED = "every checkpoint whole; going on gives the same weights, bit for bit"
 KILL = "import os, signal\ndef die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
 AT = {  # where in the writing of the fifth last.ckpt the process is killed
     "half written": """
@@ -99,7 +103,7 @@ def uninterrupted(start_in, tmp_path_factory):
     return weights(folder / "run")
 
 
-@pytest.mark.parametrize("moment", AT)
+@pytest.mark.parametrize("moment", [m if m == "half written" else pytest.param(m, marks=pytest.mark.heavy) for m in AT])
 def test_a_kill_within_a_save_leaves_the_one_before(start, tmp_path, injected, uninterrupted, moment):
     run = start("train", *TINY, "out=run", faults=KILL + AT[moment])
     assert run.wait() == -9, run.said
@@ -154,13 +158,61 @@ def killed_at_random(start, folder, uninterrupted, kills):
     return lost
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.heavy)])
-def test_killed_at_random_moments(start, tmp_path, injected, uninterrupted, kills):
+@pytest.mark.heavy
+def test_killed_at_random_moments(start, tmp_path, injected, uninterrupted):
+    kills = 30
     lost = killed_at_random(start, tmp_path, uninterrupted, kills)
-    injected(
-        "kill -9 at a random moment, a save at every step",
-        "every checkpoint whole; going on gives the same weights, bit for bit",
-        n=kills,
-        survived=kills,
-        lost=lost,
-    )
+    injected("kill -9 at a random moment, a save at every step", EXPECTED, n=kills, survived=kills, lost=lost)
+
+
+SAME = "every checkpoint whole, no process left over; going on gives the same weights, bit for bit"
+TO = {  # what is sent to which of two processes, and the exit code of the first
+    "KILL to the child": (signal.SIGKILL, 1, 1),
+    "KILL to the parent": (signal.SIGKILL, 0, -9),
+    "KILL to both": (signal.SIGKILL, None, -9),
+    "TERM to the child": (signal.SIGTERM, 1, 143),
+    "INT to both": (signal.SIGINT, None, 130),
+}
+
+
+def of_group(pid):
+    """The processes of a session, without those that have ended."""
+    found = subprocess.run(["ps", "-o", "pid=,stat=", "-g", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "Z" not in line.split()[1]]
+
+
+@pytest.mark.heavy
+def test_two_processes_killed_at_random_moments(start, start_in, tmp_path, injected):
+    two = ("trainer=ddp", "device=cpu", "devices=2", "checkpoint.keep=1")
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    run = start_in(whole, "train", *TINY, *two, "out=run")
+    assert run.wait() == 0, run.said
+    moments, lost = random.Random(3), 0.0
+    for signum, to, code in TO.values():
+        begun = weights(tmp_path / "run")[0] if (tmp_path / "run").exists() else 0
+        run = start("train", *TINY, *two, "out=run", "resume=auto")
+        metrics = tmp_path / "run/metrics.csv"
+        wanted = begun + moments.randint(1, 4)
+        run.until(
+            lambda metrics=metrics, wanted=wanted: f"\n{wanted}," in (metrics.read_text() if metrics.exists() else "")
+        )
+        time.sleep(moments.uniform(0, 0.05))
+        pids = of_group(run.pid)
+        assert len(pids) == 2
+        for pid in {None: pids, 0: [run.pid], 1: [pid for pid in pids if pid != run.pid]}[to]:
+            os.kill(pid, signum)
+        now = time.time()
+        assert run.wait() == code, run.said
+        assert "Traceback" not in run.said
+        end = time.monotonic() + 30
+        while of_group(run.pid):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        if signum == signal.SIGKILL:
+            lost += max(0.0, now - (tmp_path / "run/checkpoints/last.ckpt").stat().st_mtime)
+        assert_whole(tmp_path / "run")
+    rest = start("train", *TINY, *two, "out=run", "resume=auto")
+    assert rest.wait() == 0, rest.said
+    assert_equal(weights(tmp_path / "run"), weights(whole / "run"))
+    injected("KILL, TERM and INT to one of two processes or both", SAME, n=len(TO), survived=len(TO), lost=lost)

@@ -110,3 +110,29 @@ def test_one_rank_of_two(start, tmp_path, injected, request, fault, words, said)
     run = start("train", "data=moons", *TINY, *TWO, *words, faults=RANK + fault.format(batch=5, rank=1))
     assert_stopped(run, tmp_path, 2 if words else 5, *said)
     injected(f"NaN in the {request.node.callspec.id} of one rank", EXPECTED)
+
+
+STOCK = """
+import torch, lightning as L
+class Module(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+    def training_step(self, batch, index):
+        loss = self.layer(batch[0]).square().mean()
+        return loss * float("nan") if index == 3 else loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 4)), batch_size=8)
+quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False)
+L.Trainer(max_epochs=1, default_root_dir=".", accelerator="cpu", **quiet).fit(Module(), data)
+"""
+
+
+def test_lightning_alone_saves_what_is_not_finite(start, tmp_path, injected):
+    run = start("--version", faults=STOCK)
+    assert run.wait() == 0, run.said
+    (path,) = tmp_path.glob("**/*.ckpt")
+    assert torch.load(path)["state_dict"]["layer.weight"].isnan().all()
+    stock = "Lightning: trains on, saves NaN, exit 0"
+    injected("NaN in a loss", EXPECTED, n=0, survived=0, stock=stock)
