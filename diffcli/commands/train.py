@@ -8,14 +8,15 @@ from omegaconf import OmegaConf
 
 from diffcli import checkpoint
 from diffcli.commands.classify import ClassifierParts
-from diffcli.commands.common import chosen, plain, recorded
+from diffcli.commands.common import chosen, plain, recorded, typed
 from diffcli.commands.fit import fit_at_once
 from diffcli.commands.launch import Launched, arithmetic, build_trainer, fill_in, launched, placed
 from diffcli.commands.logging import build_logger
 from diffcli.commands.model import parameters
 from diffcli.commands.prepare import Parts, build_parts, prepare, training_set
+from diffcli.commands.requeue import comes_back, job, saved_first
 from diffcli.commands.resume import is_within, resume_from, set_aside
-from diffcli.commands.run_folder import RunFolder, create, look, say, write_text
+from diffcli.commands.run_folder import RunFolder, create, look, place, say, write_text
 from diffcli.commands.settings import seconds
 from diffcli.commands.together import Meeting, meeting, running, watched, work
 from diffcli.diffusion.fitted import Fitted
@@ -27,6 +28,10 @@ WARNED_ON = 500  # items that the warnings are measured on, at most
 
 
 def run(cfg) -> int:
+    return saved_first(lambda: _run(cfg))
+
+
+def _run(cfg) -> int:
     found = launched()
     with meeting(found, cfg.timeout) as here:
         if found.rank == 0:
@@ -40,7 +45,9 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     prepare(cfg)
     parts = build_parts(plain(cfg))
     config = parts.config
-    looked = look(config["out"]) if config["resume"] == "auto" else None
+    if not typed("resume=") and comes_back(place(config)):
+        config["resume"] = "auto"
+    looked = look(place(config)) if config["resume"] == "auto" else None
     path, resume, done = resume_from(parts)
     steps = config["trainer"]["max_steps"]
     _warn(parts)
@@ -60,6 +67,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     logger = None if fitted else build_logger(config, path)
     folder = create(path, "train", config, keep=is_within(resume, path), looked=looked)
     with recorded(folder):
+        folder.write("running", job=job())
         write_text(path / "config.yaml", OmegaConf.to_yaml(config))
         if fitted:
             return fit_at_once(parts.denoiser, training_set(parts.data), parts, path, folder)
