@@ -299,7 +299,8 @@ def test_other_jobs_of_a_sweep_still_run(cli, tmp_path):
     assert result.err.count("error: ") == 1
     assert "n must be at least 1" in result.err
     (sweep,) = (tmp_path / "outputs" / "sample").iterdir()
-    assert {p.name for p in sweep.iterdir()} == {"0", "2", "multirun.yaml"}
+    assert {p.name for p in sweep.iterdir()} == {"0", "1", "2", "multirun.yaml"}
+    assert [p.name for p in (sweep / "1").iterdir()] == ["refused.json"], "why, for diffcli report"
     assert [np.load(sweep / job / "samples.npy").shape[0] for job in ("0", "2")] == [2, 3]
 
 
