@@ -19,6 +19,7 @@ FREE += tuple(
     f"trainer.{name}"
     for name in ("log_every_n_steps", "max_time", "profiler", "detect_anomaly", "num_sanity_val_steps")
 )
+PLACES = ("data.root", "data.file", "data.download")  # where data lie, which are the same
 ALIASES = {"devices": ("trainer.devices",), "device": ("trainer.accelerator",), "coupling": ("loss.coupling",)}
 ALIASES |= {"ckpt": ("loss.coupling.ckpt",)}
 NEW_ORDER = {
@@ -47,9 +48,10 @@ def _plain(value) -> str:
     return str(value["_target_"]).rpartition(".")[2] if isinstance(value, dict) and "_target_" in value else str(value)
 
 
-def check_same(old: dict, new: dict, path: Path) -> list[Change]:
+def check_same(old: dict, new: dict, path: Path, moved: bool = False) -> list[Change]:
     """The settings that differ from those of a checkpoint and that resume_allow names.
 
+    moved: whether the items are known to be the same, so that the data may lie elsewhere.
     Raises UsageError for another model, SDE or data set, and for any other change that resume_allow does not name.
     """
     check_allowed(new["resume_allow"], old, new)
@@ -60,6 +62,7 @@ def check_same(old: dict, new: dict, path: Path) -> list[Change]:
         )
     for part in MODEL:
         found = list(_changes(old.get(part), new.get(part), part))
+        found = [change for change in found if not (moved and change.key in PLACES)]
         if found:
             more = f" ({len(found)} differences in all)" if len(found) > 1 else ""
             raise UsageError(

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from diffcli import checkpoint
-from diffcli.commands.changes import NEW_ORDER, check_allowed, check_same
+from diffcli.commands.changes import NEW_ORDER, Change, check_allowed, check_same
 from diffcli.commands.run_folder import choose, place, say
+from diffcli.data.base import identity
 from diffcli.errors import UsageError
 from diffcli.training.resumption import check_state
 
@@ -36,12 +37,13 @@ def resume_from(parts) -> tuple[Path, Path | None, bool]:
         found = Path(wish).expanduser()
     content = _checked(found, parts)
     path = home or _folder_of(found, config)
-    for change in check_same(content["config"], config, found):
+    for change in _settings(content, parts, found):
         said = f" ({NEW_ORDER[change.key]})" if change.key in NEW_ORDER else ""
         say(f"changed: {change}{said}")
     say(f"resuming from {found} (step {content['global_step']})")
-    status = _record(found.parent.parent).get("status", "finished")
-    return path, found, content["global_step"] >= config["trainer"]["max_steps"] and status == "finished"
+    finished = _record(found.parent.parent).get("status", "finished") == "finished"
+    whole = wish != "auto" or found.name == "last.ckpt"  # else that one is still to be written
+    return path, found, content["global_step"] >= config["trainer"]["max_steps"] and finished and whole
 
 
 def _folder_of(found: Path, config: dict) -> Path:
@@ -97,6 +99,18 @@ def _step(path: Path) -> float:
     return step if type(step) is int else math.inf
 
 
+def _settings(content: dict, parts, path: Path) -> list[Change]:
+    """The settings that differ and may.  Raises UsageError for those that may not, and for other items under the same name."""
+    was, now = content.get("items"), identity(parts.data.split("train"))
+    changes = check_same(content["config"], parts.config, path, moved=was == now)
+    if was not in (None, now):
+        raise UsageError(
+            f"{path} was trained on other data: the training items were {was}, are now {now}",
+            "the same files, or a new run without resume",
+        )
+    return changes
+
+
 def _is_whole(path: Path, parts) -> bool:
     """Whether a checkpoint passes all checks; what is wrong with it is said.  Raises UsageError where the settings differ."""
     try:
@@ -114,7 +128,7 @@ def _checked(path: Path, parts) -> dict:
     """
     part = next(name for name in checkpoint.MODELS if name in parts.config)
     content = checkpoint.read(path, part)
-    check_same(content["config"], parts.config, path)
+    _settings(content, parts, path)
     modules = {part: parts.model, "loss": parts.loss}
     weights = {f"{at}.{k}": v for at, module in modules.items() for k, v in module.state_dict().items()}
     trained = [f"{at}.{k}" for at, module in modules.items() for k, p in module.named_parameters() if p.requires_grad]

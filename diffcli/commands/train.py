@@ -19,8 +19,9 @@ from diffcli.commands.resume import is_within, resume_from, set_aside
 from diffcli.commands.run_folder import RunFolder, create, look, place, say, write_text
 from diffcli.commands.settings import seconds
 from diffcli.commands.together import Meeting, meeting, running, watched, work
+from diffcli.data.base import identity
 from diffcli.diffusion.fitted import Fitted
-from diffcli.errors import DiffcliError
+from diffcli.errors import DiffcliError, UsageError
 from diffcli.explain.noise_sequence import sample_of, warnings
 from diffcli.training.processes import Processes
 
@@ -53,7 +54,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     _warn(parts)
     if done:
         say(
-            f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto resume_allow=[trainer.max_steps] goes on"
+            f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on"
         )
         return 0
     fitted = isinstance(parts.model, Fitted)
@@ -135,7 +136,12 @@ def fit(
         seed=config["seed"],
         workers=config["workers"],
         dequantize=config["dequantize"] == "uniform",
-        meta={"format": checkpoint.FORMAT, "config": config, "shape": list(parts.data.shape)},
+        meta={
+            "format": checkpoint.FORMAT,
+            "config": config,
+            "shape": list(parts.data.shape),
+            "items": identity(parts.data.split("train")),
+        },
         agreement=agreement,
         **more,
     )
@@ -162,7 +168,12 @@ def fit(
         say(f"training {parameters(parts.model):,} parameters on {items:,} items, in {path}")
     begun = time.process_time()
     with running(trainer, path, config, resume, here, folder), stop.listening(trainer):
-        trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
+        try:
+            trainer.fit(module, ckpt_path=str(resume) if resume else None, weights_only=True)
+        except UsageError as error:  # which stands for a run that did not start
+            if not module.batches:
+                raise
+            raise DiffcliError(error.message, error.hint) from error
     if folder is not None:
         _finish(folder, trainer, module, ema, checkpoints, stop, time.process_time() - begun)
     return stop.exit_code

@@ -101,7 +101,8 @@ def test_resume_auto(cli, tmp_path):
     skipped = cli(*RUN, "out=t", "resume=auto", "trainer.max_steps=30", "resume_allow=[trainer]")
     assert skipped.code == 0, skipped.err
     assert skipped.out.count("skipped:") == 2
-    assert "step 20" in skipped.out
+    assert "best.ckpt (step 30)" in skipped.out  # all that is left of that step, and last.ckpt is there again
+    assert torch.load(tmp_path / "t/checkpoints/last.ckpt", weights_only=True)["global_step"] == 30
     other = cli(*RUN, "out=t", "resume=auto", "network.width=32")
     assert other.code == 2
     assert "width" in other.err

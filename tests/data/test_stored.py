@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -137,3 +139,38 @@ def test_what_is_measured_in_parts_is_what_is_measured_at_once(monkeypatch, name
     assert name == "sigma_max" or max(read) == 16
     with pytest.raises(UsageError, match="nothing to measure"):
         measured(name, TensorItems(torch.ones(501, 4)), encode)
+
+
+READING = """
+import re, sys
+import torch
+from diffcli.data.array import Array
+from diffcli.training.data import BatchOrder, train_loader
+
+
+def memory():
+    return {k: int(v) for k, v in re.findall(r"(VmHWM|RssAnon):\\s+(\\d+)", open("/proc/self/status").read())}
+
+
+before = memory()
+items = Array(sys.argv[1]).split("train")
+batches = iter(train_loader(items, BatchOrder(len(items), 64, 0), int(sys.argv[2])))
+for _ in range(200):
+    x, y = next(batches)
+assert x.shape == (64, 3072)
+print(memory()["VmHWM"] - before["VmHWM"])
+"""
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.heavy)])
+def test_memory_does_not_grow_with_the_file(tmp_path, workers):
+    """200 batches of a file of 1 GB, sparse on the disk, after all of it was looked through."""
+    file = np.lib.format.open_memmap(tmp_path / "big.npy", mode="w+", dtype="f4", shape=(87_381, 3072))
+    file[::1000] = 1
+    file.flush()
+    del file
+    (tmp_path / "reading.py").write_text(READING)
+    command = [sys.executable, tmp_path / "reading.py", tmp_path / "big.npy", str(workers)]
+    out = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert out.returncode == 0, out.stderr
+    assert int(out.stdout) < 150 * 1024, out.stdout  # KiB

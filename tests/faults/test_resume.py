@@ -173,6 +173,21 @@ def test_a_changed_setting_is_never_ignored(cli, run, words, injected):
     injected("resume with a changed setting", "exit 2 with the setting and both values, nothing touched")
 
 
+def test_other_items_under_the_same_name_are_refused_and_the_same_elsewhere_are_not(cli, tmp_path, injected):
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    for name in ("x", "y"):
+        np.save(tmp_path / f"{name}.npy", x)
+    words = [w for w in settings("data=array", "out=run", "resume=auto") if not w.startswith("data.n=")]
+    assert cli("train", *words, "data.file=x.npy").code == 0
+    np.save(tmp_path / "x.npy", x + 1e-6)
+    refused = cli("train", *words, "data.file=x.npy", "trainer.max_steps=5")
+    assert (refused.code, "the training items were 50 items (" in refused.err) == (2, True), refused.err
+    moved = cli("train", *words, "data.file=y.npy", "trainer.max_steps=5")
+    assert moved.code == 0, moved.err
+    assert "(step 4)" in moved.out
+    injected("other data under the same name", "exit 2, nothing touched")
+
+
 def gone_on(cli, run, *words, steps=6):
     done = cli("train", *settings(f"resume={run}/checkpoints/step0000002.ckpt", f"trainer.max_steps={steps}", *words))
     assert done.code == 0, done.err

@@ -128,3 +128,18 @@ def test_every_kind_of_training_goes_on_the_same(cli, tmp_path, kind):
     whole = run_whole(cli, tmp_path, words)
     for name in steps(2, 3):
         assert_goes_on_the_same(cli, whole, words, name)
+
+
+@pytest.mark.heavy
+def test_two_processes_go_on_the_same_and_one_takes_over_from_two(cli, tmp_path):
+    words = (*POINTS, "batch_size=6", "trainer.max_steps=5", "trainer.accumulate_grad_batches=2")
+    two = (*words, "trainer=ddp", "device=cpu", "devices=2")
+    whole = run_whole(cli, tmp_path, two)
+    for name in steps(3):
+        assert_goes_on_the_same(cli, whole, two, name)
+    alone = ("out=alone", f"resume={whole}/checkpoints/step0000003.ckpt")
+    refused = cli("train", *words, *alone)
+    assert (refused.code, "trainer.devices was 2, is now 1" in refused.err) == (2, True), refused.err
+    done = cli("train", *words, *alone, "resume_allow=[trainer]")
+    assert done.code == 0, done.err
+    assert load(tmp_path / "alone/checkpoints/last.ckpt")["seen"] == 5 * 2 * 6 * 2 - 2 * 2 * 6
