@@ -106,6 +106,13 @@ def build_trainer(config: dict, path: Path, found: Launched | None = None, proce
 
     Raises UsageError for an option that it refuses, and for numbers of processes that do not agree.
     """
+    strategy = str(config["trainer"].get("strategy"))
+    if strategy.startswith("fsdp"):
+        raise UsageError(
+            f"trainer.strategy={strategy} shards the weights over the GPUs, and the weight average (EMA), previews and"
+            " checkpoints need them whole",
+            "trainer=ddp, with trainer.precision=bf16-mixed and trainer.accumulate_grad_batches where memory is short",
+        )
     if processes is None:
         trainer = _trainer(config, path, Processes())
         processes = processes_of(found or Launched(), trainer.num_devices, trainer.num_nodes)

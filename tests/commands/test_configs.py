@@ -96,7 +96,8 @@ def build_grid(node):
 
 def check_trainer(config, folder):
     check(config["trainer"], "trainer")
-    if config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available():
+    refused = config["trainer"]["strategy"] == "fsdp"  # with a sentence
+    if refused or (config["trainer"]["accelerator"] == "gpu" and not torch.cuda.is_available()):
         with pytest.raises(UsageError, match=r"(?i)gpu|cuda"):
             build_trainer(config, folder)
     else:
