@@ -12,6 +12,7 @@ import torch
 from torch.multiprocessing import get_context
 
 from diffcli.errors import DiffcliError
+from diffcli.signals import SIGNALS
 
 
 class Task(Protocol):
@@ -36,9 +37,13 @@ def share(task: Task, jobs: list, devices: list[torch.device]) -> Iterator[Any]:
             ours, theirs = context.Pipe(duplex=False)
             arguments = content, jobs[i :: len(devices)], device, threads, theirs
             process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+            try:  # one that is broken off in the middle leaves a process that cannot read what it is to do
+                process.start()  # with them blocked: they reach the whole group, and the parent ends this process
+                workers.append((process, ours))
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
-            workers.append((process, ours))
         for k in range(len(jobs)):
             process, ours = workers[k % len(devices)]
             try:
@@ -54,13 +59,12 @@ def share(task: Task, jobs: list, devices: list[torch.device]) -> Iterator[Any]:
             yield result
     finally:
         for process, ours in workers:
-            process.terminate()
+            process.kill()
             process.join()
             ours.close()
 
 
 def _work(content: bytes, jobs: list, device: torch.device, threads: int, results) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
     die_with_parent()
     torch.set_num_threads(threads)
     task = pickle.loads(content)
