@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def main() -> int:
     sys.path[:] = pickle.load(sys.stdin.buffer)
-    from diffcli.commands.sweeps import run_alone
+    from diffcli.commands.launchers import run_alone
 
     return run_alone(*pickle.load(sys.stdin.buffer))
 
