@@ -208,7 +208,8 @@ def twice(whole):
     """Two pickles, of which zipfile and torch might take different ones."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rewritten(whole, more=[(name(whole, "data.pkl"), b"\x80\x02}.")])
+        pickled = name(whole, "data.pkl")
+        return rewritten(whole, more=[(pickled, zipfile.ZipFile(io.BytesIO(whole)).read(pickled))])
 
 
 def name(whole, end):
