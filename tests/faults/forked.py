@@ -1,72 +1,47 @@
-"""A process that has imported what `diffcli train` needs, and forks a child for each command: a start costs no ten seconds.
+"""A command line in a process of its own that begins as a copy of this one: nothing is imported anew, and anything may end it."""
 
-Reads a JSON line for each: {"argv", "cwd", "log", "faults"} starts a command in a session of its own and answers its pid;
-{"wait": pid} answers its exit code.  `faults` is Python that runs in the child first, and in the ranks that it starts: it puts the
-fault in its place.
-"""
-
-import json
+import ctypes
+import gc
 import os
+import resource
 import signal
-import sys
 import time
-import traceback
+from collections.abc import Callable
 
-PATIENCE = 240  # seconds, of a command that hangs
-
-
-def child(order):
-    os.setsid()
-    os.chdir(order["cwd"])
-    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    code = 70
-    try:
-        if order["faults"]:  # of the ranks, Python's own start runs them
-            with open("sitecustomize.py", "w") as file:
-                file.write(order["faults"])
-            os.environ["PYTHONPATH"] = os.pathsep.join([order["cwd"], os.environ.get("PYTHONPATH", "")])
-            exec(compile(order["faults"], "faults", "exec"), {})
-        from diffcli.cli import main
-
-        code = main(order["argv"])
-    except BaseException:  # noqa: BLE001 - the test sees it
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+LIMIT = 300  # seconds
 
 
-def waited(pid):
-    end, found = time.monotonic() + PATIENCE, (0, 0)
-    while found[0] == 0:
-        found = os.waitpid(pid, os.WNOHANG)
-        if found[0] == 0 and time.monotonic() > end:
-            os.killpg(pid, signal.SIGKILL)
-        time.sleep(0.01)
-    return os.waitstatus_to_exitcode(found[1])
+def run(*argv: str, before: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """`diffcli ARGV` after `before()`: the exit code, as a shell gives it, and by how many bytes its peak memory grew.
+
+    The copy counts its memory from what this process has now.
+    """
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            from diffcli.cli import main
+
+            before()
+            begun = _peak()
+            code = main([str(a) for a in argv])
+            os.write(write, str(_peak() - begun).encode())
+        finally:
+            os._exit(code)
+    os.close(write)
+    deadline = time.monotonic() + LIMIT
+    while (status := os.waitpid(child, os.WNOHANG))[0] == 0:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.02)
+    with os.fdopen(read) as file:
+        grown = file.read()
+    code = os.waitstatus_to_exitcode(status[1])
+    return (128 - code if code < 0 else code), int(grown or 0)
 
 
-def serve():
-    import lightning  # noqa: F401
-
-    import diffcli.cli
-    import diffcli.commands.train
-    import diffcli.training.loggers
-    import diffcli.training.module
-    import diffcli.training.preview  # noqa: F401
-
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            print(waited(order["wait"]), flush=True)
-            continue
-        pid = os.fork()
-        if pid == 0:
-            child(order)
-        print(pid, flush=True)
-
-
-serve()
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
