@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -133,14 +134,23 @@ def test_lightnings_own_writer_leaves_half_a_checkpoint(start, tmp_path, injecte
     injected("kill -9 within a save", expected, n=0, survived=0, stock=stock)
 
 
+def over(run):
+    """Whether it has ended; a run that was at its last step already saves nothing."""
+    return Path(f"/proc/{run.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def killed_at_random(start, folder, uninterrupted, kills):
-    """Kill and go on, `kills` times; how often, and the seconds since the last checkpoint at each kill, summed."""
+    """Kill and go on, `kills` times, every third before the first save; the seconds of work lost, summed."""
     moments, lost, killed, out = random.Random(7), 0.0, 0, 0
     while killed < kills:
+        path, begun = folder / f"run{out}", time.time()
+        last = path / "checkpoints/last.ckpt"
         run = start("train", *TINY, f"out=run{out}", "resume=auto")
-        path = folder / f"run{out}"
-        run.until(lambda path=path: (path / "run.json").exists())
-        time.sleep(moments.uniform(0, 1.2))
+        ended = path / "run.json" if killed % 3 == 0 else last
+        run.until(
+            lambda run=run, path=ended, begun=begun: over(run) or (path.exists() and path.stat().st_mtime > begun)
+        )
+        time.sleep(moments.uniform(0, 0.3))
         run.kill()
         now = time.time()
         if run.wait() == 0:  # it was done before
@@ -148,9 +158,7 @@ def killed_at_random(start, folder, uninterrupted, kills):
             out += 1
             continue
         killed += 1
-        last = path / "checkpoints/last.ckpt"
-        if last.exists():
-            lost += max(0.0, now - last.stat().st_mtime)
+        lost += now - max(begun, last.stat().st_mtime if last.exists() else 0)
         assert_whole(path)
     rest = start("train", *TINY, f"out=run{out}", "resume=auto")
     assert rest.wait() == 0, rest.said
