@@ -13,6 +13,7 @@ from diffcli.commands.model import Model, check_process, load_model, other_model
 from diffcli.commands.source import refuse_source
 from diffcli.commands.walk import Walk, plan_walk, within_floats
 from diffcli.diffusion.encoding import Encoding
+from diffcli.diffusion.endings import naming
 from diffcli.diffusion.guidance import Conditioned
 from diffcli.diffusion.samplers import Samples
 from diffcli.errors import NumericalError, UsageError
@@ -109,7 +110,7 @@ def by_batch(
             bound = model.denoiser
             if model.given is not None:
                 bound = Conditioned(bound, **model.given(own, dtype, device))
-            with within_floats():
+            with within_floats(), naming(rows):
                 x, nfe = step(rows, bound, noise, progress)
             keep = min(len(items), n - items.start)
             found.append((x[:keep].cpu(), nfe[:keep]))

@@ -124,6 +124,21 @@ class Denoiser(nn.Module):
 
 def evaluations(denoiser: Denoiser) -> int:
     """Rows evaluated so far by the innermost denoisers: what NFE is made of, whatever is wrapped around them."""
-    inner = [m for m in denoiser.modules() if isinstance(m, Denoiser)]
-    leaves = [m for m in inner if not any(isinstance(c, Denoiser) for c in m.modules() if c is not m)]
-    return sum(m.rows for m in leaves)
+    return Rows(denoiser).total()
+
+
+class Rows:
+    """The rows that the innermost denoisers evaluate from now on; they are looked for once."""
+
+    def __init__(self, denoiser: Denoiser):
+        inner = [m for m in denoiser.modules() if isinstance(m, Denoiser)]
+        self.leaves = [m for m in inner if not any(isinstance(c, Denoiser) for c in m.modules() if c is not m)]
+        self.before = self.total()
+
+    def total(self) -> int:
+        """All rows so far."""
+        return sum(m.rows for m in self.leaves)
+
+    def each(self, batch: int) -> int:
+        """Evaluations of each of `batch` items since it was made."""
+        return (self.total() - self.before) // batch

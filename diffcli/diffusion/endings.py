@@ -65,8 +65,9 @@ def unnamed(what: str) -> Iterator[None]:
 
 def fine(*parts: Tensor) -> bool:
     """Whether all numbers are finite, by one look at the host: their sum tells, but where it overflows itself."""
-    total = sum(part.sum(dtype=torch.promote_types(part.dtype, torch.float32)) for part in parts)
-    return math.isfinite(total.item()) or not bool(torch.cat([bad_rows(part) for part in parts]).any())
+    totals = [part.sum() for part in parts]
+    total = totals[0] if len(parts) == 1 else torch.stack([each.double() for each in totals]).sum()
+    return math.isfinite(total.item()) or not any(bool(bad_rows(part).any()) for part in parts)
 
 
 def check_ends(a: float, b: float) -> None:

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.endings import Ended, bad_rows, check_ends, fine, first_row
 from diffcli.diffusion.numeric import match, require
-from diffcli.errors import NumericalError
 
 State = tuple[Tensor, ...]  # parts (B, ...), each with its own error scale
+MAX_NFE = 10_000  # calls of the model that an item may take, unless told
+EPS = 2.0**-52
+FEWER = "a larger tol, a larger max_nfe, or a solver of fixed steps"
 
 
 class Tableau:
@@ -54,14 +57,11 @@ def _choose(accept: Tensor, new: State, old: State) -> State:
     return tuple(torch.where(match(accept, q).bool(), q, p) for p, q in zip(old, new, strict=True))
 
 
-def check_finite(y: State, tau: Tensor, nfe: int, clock: str = "lam") -> None:
-    for part in y:
-        bad = ~torch.isfinite(part.flatten(1)).all(1)
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            raise NumericalError(
-                f"the solver met a non-finite value at {clock} = {tau[i].item():.4g} after {nfe} evaluations"
-            )
+def check_finite(y: State, tau: float, nfe: int, clock: str = "lam") -> None:
+    """Raise Ended for the first item of y that is not finite at tau."""
+    if not fine(*y):
+        bad = torch.stack([bad_rows(part) for part in y]).any(0)
+        raise Ended("met a non-finite value", clock=clock, at=tau, nfe=nfe, row=first_row(bad))
 
 
 class FixedStep:
@@ -77,13 +77,14 @@ class FixedStep:
     def solve(self, fn, y: State, a: float, b: float, scales=None) -> tuple[State, Tensor]:
         """Integrate `dy/dtau = fn(y, tau (B,))` from a to b; the state at b and the evaluations of each item (B,)."""
         batch = y[0].shape[0]
-        grid = torch.linspace(a, b, self.steps + 1, dtype=torch.float64, device=y[0].device)
-        for i, (tau, end) in enumerate(pairwise(grid)):
+        check_ends(a, b)
+        ends = torch.linspace(a, b, self.steps + 1, dtype=torch.float64)
+        for i, (tau, end) in enumerate(pairwise(ends.to(y[0].device))):
             h, stages = (end - tau).expand(batch), []
             for c, weights in zip(self.tableau.c, self.tableau.a, strict=True):
                 stages.append(fn(_add(y, h, weights, stages) if weights else y, tau + c * h))
             y = _add(y, h, self.tableau.b, stages)
-            check_finite(y, end.expand(batch), (i + 1) * len(self.tableau.c))
+            check_finite(y, ends[i + 1].item(), (i + 1) * len(self.tableau.c))
         return y, torch.full((batch,), self.steps * len(self.tableau.c), dtype=torch.int64)
 
 
@@ -121,13 +122,16 @@ class Adaptive:
     """The loop of an embedded pair with one step size an item.
 
     A step is accepted where `max over parts of rms(error / (atol + rtol |y|)) <= 1`; `scales` gives a part's (atol, rtol) in
-    units of tol.  An item's evaluations are those that it would take alone.  Raises ValueError unless 0 < tol < 1, and
-    NumericalError at a non-finite value, a step that underflows, or more than max_nfe evaluations.
-    Hairer, Norsett & Wanner 1993, sec. II.4.
+    units of tol.  One that meets a non-finite value is rejected as one of too large an error is: it may have gone too far.
+    An item's evaluations are those that it would take alone.  The host looks at the device once an attempt.
+    Raises ValueError unless 0 < tol < 1 and max_nfe >= 1, and Ended where an item begins at a non-finite value, its step
+    underflows (with the reason: non-finite values ahead, or an error that no step is small enough for), or it takes more than
+    max_nfe evaluations.  Hairer, Norsett & Wanner 1993, sec. II.4.
     """
 
-    def __init__(self, tol: float, max_nfe: int = 10_000):
+    def __init__(self, tol: float, max_nfe: int = MAX_NFE):
         require(0 < tol < 1, f"tol must lie between 0 and 1, got {tol}")
+        require(max_nfe >= 1, f"max_nfe must be at least 1, got {max_nfe}")
         self.tol, self.max_nfe = float(tol), max_nfe
 
     def run(self, pair: Pair, y: State, a: float, b: float, scales=None, observe=None) -> tuple[State, Tensor]:
@@ -137,34 +141,44 @@ class Adaptive:
         """
         scales = scales or [(1.0, 1.0)] * len(y)
         batch, device = y[0].shape[0], y[0].device
+        check_ends(a, b)
+        span, least = abs(b - a), max(1e-13 * abs(b - a), 4 * EPS * max(abs(a), abs(b)))
         tau = torch.full((batch,), a, dtype=torch.float64, device=device)
         nfe = torch.ones(batch, dtype=torch.int64, device=device)
         first = pair.read(y, tau)
+        check_finite((*y, *first), a, 1, pair.clock)
+        if a == b:
+            return y, nfe.cpu()
         h = pair.start(y, first, self.tol, scales, b - a)
         for k in count():
             active = tau != b
-            if not active.any():
-                return y, nfe.cpu()
-            near = (b - tau - h).abs() <= 1e-12 * abs(b - a)
+            near = (b - tau - h).abs() <= 1e-12 * span
             h = torch.where(active, torch.where(((b - tau - h) * (b - a) < 0) | near, b - tau, h), torch.zeros_like(h))
             new, error, last = pair.attempt(y, first, tau, h, k)
             nfe += pair.calls * active
-            check_finite(new, tau, int(nfe.max()), pair.clock)
-            error = self._norm(error, y, new, scales)
+            broken = torch.stack([bad_rows(part) for part in (*new, *error)]).any(0)
+            error = torch.where(broken, torch.inf, self._norm(error, y, new, scales))
             accept = active & (error <= 1)
             end = torch.where((h == b - tau), torch.full_like(tau, b), tau + h)
             if observe is not None:
                 observe(tau, end, y, new, first, last, accept)
             tau, y = torch.where(accept, end, tau), _choose(accept, new, y)
-            moved = accept & (tau != b)
-            if last is not None:
-                first = _choose(accept, last, first)
-            elif moved.any():
-                first = pair.read(y, tau)
+            active = tau != b
+            moved = accept & active
+            if last is None:
                 nfe += moved
             h = h * (0.9 * error.clamp(min=1e-10) ** -pair.power).clamp(0.2, 10.0)
             h = h.clamp(-pair.longest, pair.longest)
-            self._guard(h, tau, tau != b, nfe, abs(b - a), pair.clock)
+            under, over = active & (h.abs() < least), active & (nfe > self.max_nfe)
+            goes_on, read, ends = torch.stack([active.any(), moved.any(), (under | over).any()]).tolist()
+            if ends:
+                raise self._ended(under, over, broken, tau, nfe, pair.clock)
+            if not goes_on:
+                return y, nfe.cpu()
+            if last is not None:
+                first = _choose(accept, last, first)
+            elif read:
+                first = pair.read(y, tau)
 
     def _norm(self, error: State, y: State, new: State, scales) -> Tensor:
         errors = []
@@ -173,16 +187,15 @@ class Adaptive:
             errors.append(rms(e / scale))
         return torch.stack(errors).amax(0)
 
-    def _guard(self, h: Tensor, tau: Tensor, active: Tensor, nfe: Tensor, span: float, clock: str) -> None:
-        worst, small = int(nfe.max()), active & (h.abs() < 1e-13 * span)
-        if bool(small.any()):
-            at = tau[small][0].item()
-            raise NumericalError(f"the step size underflows at {clock} = {at:.4g} after {worst} evaluations")
-        if worst > self.max_nfe and bool(active.any()):
-            at = tau[active][0].item()
-            raise NumericalError(
-                f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped at {clock} = {at:.4g}"
-            )
+    def _ended(self, under: Tensor, over: Tensor, broken: Tensor, tau: Tensor, nfe: Tensor, clock: str) -> Ended:
+        row = first_row(under | over)
+        if not under[row]:
+            why, hint = f"tol = {self.tol:g} takes more than {self.max_nfe} evaluations, stopped", FEWER
+        elif broken[row]:
+            why, hint = "met a non-finite value, however small the step,", ""
+        else:
+            why, hint = "the step size underflows, as where the field jumps or has a pole,", FEWER
+        return Ended(why, hint, clock, tau[row].item(), int(nfe[row]), row)
 
 
 def rms(x: Tensor) -> Tensor:
@@ -223,7 +236,7 @@ class Embedded(Pair):
 class DormandPrince(Adaptive):
     """Dormand-Prince 5(4) with one step size an item: `Adaptive` to the local error tol."""
 
-    def __init__(self, tol: float = 1e-5, max_nfe: int = 10_000):
+    def __init__(self, tol: float = 1e-5, max_nfe: int = MAX_NFE):
         super().__init__(tol, max_nfe)
 
     def solve(self, fn, y: State, a: float, b: float, scales=None, observe=None) -> tuple[State, Tensor]:

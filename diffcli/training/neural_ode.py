@@ -1,13 +1,18 @@
 """ODEs that are trained through: torchdiffeq behind one call."""
 
+from collections import deque
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
+from diffcli.diffusion.endings import Ended, fine
 from diffcli.errors import NumericalError
 
+CALMER = "a larger loss.tol, loss.solver=rk4, or a smaller optim.lr"
+# evaluations at one t, two attempts' worth and more: torchdiffeq sees that its steps vanish by an assert, which python -O drops
+WINDOW = 15
 METHODS = {"rk45": "dopri5", "rk4": "rk4", "midpoint": "midpoint"}
 
 
@@ -15,7 +20,8 @@ class NeuralODE:
     """Integrates `dy/dt = field(t, y)` for a tuple y of tensors (B, ...), with gradients for the field's parameters and y.
 
     Adaptive steps control the error of the joint batch.  The adjoint's own tolerance is taken for gradients of a mean over
-    the batch.  Raises NumericalError at a non-finite value, or after more than max_nfe evaluations of one solve.
+    the batch.  Raises NumericalError at a non-finite value, where its steps vanish, or after more than max_nfe evaluations of
+    one solve.
     Chen et al. 2018, arXiv:1806.07366 (torchdiffeq).
     """
 
@@ -61,18 +67,20 @@ class Guarded(nn.Module):
     def __init__(self, field: nn.Module, limit: int | None):
         super().__init__()
         self.field, self.limit, self.count = field, limit, 0
-        self.backwards = False
+        self.backwards, self.times = False, deque(maxlen=WINDOW)
 
     def forward(self, t: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() != self.backwards:  # the adjoint's solve begins
             self.backwards, self.count = torch.is_grad_enabled(), 0
+            self.times.clear()
         self.count += 1
         if self.limit is not None and self.count > self.limit:
-            raise NumericalError(
-                f"the field takes more than {self.limit} evaluations in one solve, stopped at t = {t.item():.4g}",
-                "a larger loss.tol, loss.solver=rk4, or a smaller optim.lr",
-            )
+            why = f"the field takes more than {self.limit} evaluations in one solve, stopped"
+            raise Ended(why, f"a larger loss.integrate.max_nfe, {CALMER}", at=t.item(), nfe=self.count - 1)
+        self.times.append(t.item())
+        if self.limit is not None and len(self.times) == WINDOW and len(set(self.times)) == 1:
+            raise Ended("the step size underflows", CALMER, at=t.item(), nfe=self.count)
         slope = self.field(t, y)
-        if not all(torch.isfinite(part).all() for part in slope):
-            raise NumericalError(f"the field is not finite at t = {t.item():.4g}", "a smaller optim.lr")
+        if not fine(*(part.flatten(1) if part.ndim > 1 else part[:, None] for part in slope)):
+            raise Ended("the field is not finite", "a smaller optim.lr", at=t.item(), nfe=self.count)
         return slope

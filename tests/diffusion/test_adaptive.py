@@ -86,7 +86,7 @@ def test_what_fails_names_lam_and_the_evaluations():
     fn = lambda y, lam: (model.eps(y[0], sde.time(lam)),)  # noqa: E731
     with pytest.raises(NumericalError, match=r"tol = 1e-06 takes more than 30 evaluations, stopped at lam = -?\d"):
         Adaptive(1e-6, max_nfe=30).run(DPMPair(fn, sde, 3), (x,), -4.0, 3.0)
-    with pytest.raises(NumericalError, match=r"non-finite value at lam = -4 after 2 evaluations"):
+    with pytest.raises(NumericalError, match=r"non-finite value at lam = -4 after 1 evaluation "):
         Adaptive(1e-3).run(DPMPair(lambda y, lam: (torch.nan * y[0],), sde, 2), (x,), -4.0, 3.0)
 
 

@@ -132,12 +132,12 @@ def broken(y, tau):
 
 @pytest.mark.parametrize("solver", [DormandPrince(1e-5), FixedStep("rk4", 8)], ids=["rk45", "rk4"])
 def test_a_nan_drift_is_an_error_that_names_lam_and_evaluations(solver):
-    with pytest.raises(NumericalError, match=r"non-finite value at lam = 0\.\d+ after \d+ evaluations"):
+    with pytest.raises(NumericalError, match=r"non-finite value.* at lam = 0\.\d+ after \d+ evaluations"):
         solver.solve(broken, (Y0,), 0.0, 1.0)
 
 
 def test_a_nan_drift_at_the_start_is_an_error():
-    with pytest.raises(NumericalError, match=r"non-finite value at lam = 2 after \d+ evaluations"):
+    with pytest.raises(NumericalError, match=r"non-finite value at lam = 2 after 1 evaluation "):
         DormandPrince(1e-5).solve(lambda y, tau: (torch.nan * y[0],), (Y0,), 2.0, 3.0)
 
 

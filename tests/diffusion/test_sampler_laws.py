@@ -25,6 +25,7 @@ from diffcli.diffusion.samplers import (
     PredictorCorrector,
     Resample,
     Sampler,
+    base,
     most_steps,
     sample,
 )
@@ -356,13 +357,21 @@ class NoTransfer(TorchDispatchMode):
 
 
 @over(FIXED)
-def test_no_step_waits_for_the_device(sampler):
-    """States on the meta device have no values: whatever reads one, `item()`, `if x > 0`, a copy to the host, raises."""
+def test_no_step_waits_for_the_device(sampler, monkeypatch):
+    """States on the meta device have no values: whatever reads one, `item()`, `if x > 0`, a copy to the host, raises.
+
+    But for the looks at whether x is finite: one in `LOOK` steps, one at the end, and one at what last=denoise gives.
+    """
+    looks = []
+    monkeypatch.setattr(base, "fine", lambda x: looks.append(x) or True)
     model = Eps(build("vp", "linear"), Zero())
     x = torch.empty(3, 2, device="meta")
-    with NoTransfer():
-        end = sample(model, sampler, x, UniformLam()(model.sde, 6), Still(x)).x
-    assert end.device.type == "meta" and end.shape == x.shape
+    for steps in (6, 3 * base.LOOK):
+        looks.clear()
+        with NoTransfer():
+            end = sample(model, sampler, x, UniformLam()(model.sde, steps), Still(x), "denoise").x
+        assert end.device.type == "meta" and end.shape == x.shape
+        assert len(looks) == max(1, steps // base.LOOK) + 1
 
 
 class Live(TorchDispatchMode):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.endings import Ended, bad_rows, fine, first_row
 from diffcli.diffusion.energy import Energy
 from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
 from diffcli.diffusion.likelihood.on_grid import Normaliser, check_grid, data_box, level, normaliser
@@ -19,7 +20,8 @@ class EnergyDensity(LogDensity):
     p is the density of `x0 + (sigma/alpha) eps` at t (t_min unless given).  In d <= 2 dimensions Z is found on a grid of `grid`
     cells an axis over the range of the training items (0: not at all); else log Z counts as 0, and only differences between
     items at the same t mean anything.
-    Raises ValueError for a value out of range, and in setup for a model without an energy, or without such a level.
+    Raises ValueError for a value out of range, and in setup for a model without an energy, or without such a level; Ended for
+    an energy that is not finite.
     """
 
     needs_process = False
@@ -49,6 +51,11 @@ class EnergyDensity(LogDensity):
         before = evaluations(denoiser)
         value = self._minus_e(denoiser, x0, **cond)
         nfe = torch.full((len(x0),), (evaluations(denoiser) - before) // len(x0))
+        if not fine(value[:, None]):
+            row, at = first_row(bad_rows(value[:, None])), self.t.item()
+            raise Ended("the energy is not finite", at=at, nfe=int(nfe[row]), row=row, who=type(self).__name__)
+        if not math.isfinite(log_z.log_z):
+            raise Ended("the energy cannot be normalised on the grid", at=self.t.item(), nfe=log_z.points)
         error = torch.full_like(value, log_z.error)
         return LogLikelihood(value - log_z.log_z, torch.zeros_like(value), x0, nfe, solver_err=error)
 

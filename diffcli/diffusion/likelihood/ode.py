@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.denoiser import Denoiser
+from diffcli.diffusion.endings import Ended, bad_rows, fine, first_row
 from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
 from diffcli.diffusion.likelihood.divergence import Divergence, ExactDivergence, Hutchinson
 from diffcli.diffusion.likelihood.exponential import Exponential
@@ -13,16 +14,16 @@ from diffcli.diffusion.likelihood.field import Field
 from diffcli.diffusion.likelihood.solver import InLam, Solver
 from diffcli.diffusion.likelihood.truncation import truncation
 from diffcli.diffusion.numeric import require
-from diffcli.diffusion.ode import DormandPrince, FixedStep
+from diffcli.diffusion.ode import MAX_NFE, DormandPrince, FixedStep
 from diffcli.diffusion.prior import Prior, StandardPrior, known_mixture, matched_prior
 
 PRIORS = {"standard": lambda denoiser, data: StandardPrior(denoiser.sde), "moments": matched_prior}
 TOL = {"exponential": 0.01, "rk45": 1e-5}  # unless another is asked for
 SOLVERS = {
-    "exponential": lambda tol, steps: Exponential(steps, tol),
-    "rk45": lambda tol, steps: InLam(DormandPrince(tol)),
-    "rk4": lambda tol, steps: InLam(FixedStep("rk4", steps)),
-    "heun": lambda tol, steps: InLam(FixedStep("heun", steps)),
+    "exponential": lambda tol, steps, max_nfe: Exponential(steps, tol),
+    "rk45": lambda tol, steps, max_nfe: InLam(DormandPrince(tol, max_nfe)),
+    "rk4": lambda tol, steps, max_nfe: InLam(FixedStep("rk4", steps)),
+    "heun": lambda tol, steps, max_nfe: InLam(FixedStep("heun", steps)),
 }
 
 
@@ -33,7 +34,8 @@ class Likelihood(LogDensity):
     divergence taken at once may need.
     solver: exponential (semi-linear multistep, `steps` steps, twice as many for an item whose estimated error is above `tol`
     nats a dimension), rk45 (adaptive in lam; `tol` bounds the local error of x and of the log-density per dimension), or rk4,
-    heun with `steps` steps uniform in lam.  tol: null for the solver's own, 0.01 and 1e-5.
+    heun with `steps` steps uniform in lam.  tol: null for the solver's own, 0.01 and 1e-5.  max_nfe: calls of the model
+    that an item may take by rk45.
     prior: standard, N(0, prior_std^2 I), or moments, the Gaussian with the mean and covariance of the noised training items.
     Raises ValueError for a value out of range.  Song et al. 2021, eq. 39, arXiv:2011.13456.
     """
@@ -48,6 +50,7 @@ class Likelihood(LogDensity):
         steps: int = 32,
         prior: Literal["standard", "moments"] = "standard",
         memory: float = 1.0,
+        max_nfe: int = MAX_NFE,
     ):
         for name, value, options in (
             ("divergence", divergence, ("exact", "hutchinson")),
@@ -57,7 +60,7 @@ class Likelihood(LogDensity):
             require(value in options, f"{name} must be one of {', '.join(options)}, got {value}")
         room = memory * 2**30
         self.divergence = ExactDivergence(room) if divergence == "exact" else Hutchinson(probes, noise, room)
-        self.solver = SOLVERS[solver](TOL.get(solver) if tol is None else tol, steps)
+        self.solver = SOLVERS[solver](TOL.get(solver) if tol is None else tol, steps, max_nfe)
         self.wish, self.prior = prior, None
 
     def setup(self, denoiser, data):
@@ -79,12 +82,23 @@ class Likelihood(LogDensity):
 def log_likelihood(
     denoiser: Denoiser, x0: Tensor, solver: Solver, divergence: Divergence, noise, prior: Prior, **cond
 ) -> LogLikelihood:
-    """The log-density of x0 (B, *S), placed at t_min, under the probability-flow ODE; the integral is kept in float64."""
-    field = Field(denoiser, divergence, divergence.probes(x0, noise), cond)
-    walk = solver(field, x0)
+    """The log-density of x0 (B, *S), placed at t_min, under the probability-flow ODE; the integral is kept in float64.
+
+    Raises Ended where the solver cannot go on, and for a log-density that is not finite.
+    """
+    field, who = Field(denoiser, divergence, divergence.probes(x0, noise), cond), "the likelihood"
+    try:
+        walk = solver(field, x0)
+    except Ended as error:
+        at = denoiser.sde.time(torch.tensor(error.at, dtype=torch.float64)).item()
+        raise error.said(clock="t", at=at, nfe=error.nfe * field.cost(), who=who) from None
     columns, cut = field.columns, truncation(field.first, denoiser.sde)
     # one probe says nothing about its own error, an exact divergence has none
     alone = torch.full_like(cut[:, 0], float("nan") if isinstance(divergence, Hutchinson) else 0.0)
     std_err = walk.integral.std(1) / columns**0.5 if columns > 1 else alone
     log_prob = prior.log_prob(walk.x1) + walk.integral.mean(1)
-    return LogLikelihood(log_prob, std_err, walk.x1, walk.calls * field.cost(), walk.error, cut.mean(1))
+    nfe = walk.calls * field.cost()
+    if not fine(log_prob[:, None]):
+        row = first_row(bad_rows(log_prob[:, None]))
+        raise Ended("log p is not finite", at=denoiser.sde.t_max, nfe=int(nfe[row]), row=row, who=who)
+    return LogLikelihood(log_prob, std_err, walk.x1, nfe, walk.error, cut.mean(1))

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.denoiser import Denoiser, Rows
+from diffcli.diffusion.endings import Ended, bad_rows, fine, first_row, unnamed
 from diffcli.diffusion.likelihood.base import LogDensity, LogLikelihood
 from diffcli.diffusion.likelihood.line_integral import LineIntegral, line_integral
 from diffcli.diffusion.likelihood.on_grid import Normaliser, check_grid, data_box, level, normaliser
@@ -24,7 +25,8 @@ class PathIntegral(LogDensity):
     Quadrature adapts to `tol (1 + int |s . dx|)` an item and ends at max_nfe evaluations, `solver_err` saying what is left.
     bent: the integral is found again along two legs, first through the first half of the coordinates; `path_gap` is the
     difference, 0 for the score of a density up to the quadrature.
-    Raises ValueError for a value out of range, and in setup for a model whose field is no score, or without such a level.
+    Raises ValueError for a value out of range, and in setup for a model whose field is no score, or without such a level; Ended
+    for a score that is not finite.
     """
 
     needs_process = False
@@ -88,22 +90,29 @@ class PathIntegral(LogDensity):
                 x = x.to(like).view(-1, *self.centre.shape)
                 return self._integral(denoiser, x, [], **cond).value
 
-            self.found = normaliser(log_p, self.box, self.grid)
+            with unnamed("on the grid that normalises log p"):
+                self.found = normaliser(log_p, self.box, self.grid)
         return self.found
 
     def _start(self, x0: Tensor) -> Tensor:
         return self.centre.to(x0).expand_as(x0)
 
     def _integral(self, denoiser: Denoiser, x0: Tensor, between: list[Tensor], **cond) -> LineIntegral:
-        alpha, before, rows = denoiser.sde.alpha(self.t).item(), evaluations(denoiser), 0
+        alpha, rows, asked = denoiser.sde.alpha(self.t).item(), Rows(denoiser), 0
 
         def field(x):
-            nonlocal rows
-            rows += x.shape[0]
+            nonlocal asked
+            asked += x.shape[0]
             return denoiser.score(x, self.t, **cond)
 
         with torch.no_grad():
             corners = [alpha * x for x in (self._start(x0), *between, x0)]
             found = line_integral(field, corners, self.tol, self.max_nfe)
         # what one call of the denoiser costs at the network
-        return found._replace(nfe=found.nfe * ((evaluations(denoiser) - before) // rows))
+        nfe = found.nfe * rows.each(asked)
+        known = torch.stack([found.value, found.error], 1)
+        if not fine(known):
+            row = first_row(bad_rows(known))
+            why = "the score is not finite on the line to an item,"
+            raise Ended(why, at=self.t.item(), nfe=int(nfe[row]), row=row, who=type(self).__name__)
+        return found._replace(nfe=nfe)

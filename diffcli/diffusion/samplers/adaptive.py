@@ -1,13 +1,15 @@
 """What the samplers that choose their own steps share."""
 
 from abc import abstractmethod
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.denoiser import Denoiser, Rows
+from diffcli.diffusion.endings import Ended
 from diffcli.diffusion.numeric import match
-from diffcli.diffusion.ode import Adaptive, Pair, State
+from diffcli.diffusion.ode import MAX_NFE, Adaptive, Pair, State
 from diffcli.diffusion.samplers.base import Sampler, Samples, straight
 
 
@@ -26,14 +28,15 @@ class AdaptiveODE(Sampler):
     """A sampler whose steps in lam an error estimate chooses, for each item its own; it writes `field`, `pair` and `path`.
 
     The grid gives the first and last time, and the times at which a callback looks.  The steps are not known beforehand, so
-    that `progress` has nothing to wrap.  Raises ValueError unless 0 < tol < 1.
+    that `progress` has nothing to wrap.  An item may take max_nfe evaluations of the denoiser.
+    Raises ValueError unless 0 < tol < 1 and max_nfe >= 1.
     """
 
     kind = "ode"
     evaluations = None
 
-    def __init__(self, tol: float):
-        self.solver = Adaptive(tol)
+    def __init__(self, tol: float, max_nfe: int = MAX_NFE):
+        self.solver = Adaptive(tol, max_nfe)
 
     @abstractmethod
     def field(self, denoiser: Denoiser):
@@ -52,18 +55,29 @@ class AdaptiveODE(Sampler):
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
         fn = Counted(self.field(denoiser))
         pair = self.pair(denoiser, fn)
-        return run_pair(self.solver, pair, fn, denoiser, x, times, callback, lambda *step: self.path(denoiser, *step))
+        path = partial(self.path, denoiser)
+        return run_pair(self, self.solver, pair, fn, denoiser, x, times, callback, path)
 
 
-def run_pair(solver: Adaptive, pair: Pair, fn: Counted, denoiser: Denoiser, x, times, callback, path) -> Samples:
-    """The walk of a pair that asks the denoiser through fn; a callback sees x by `path` within the accepted steps."""
-    lam, before = denoiser.sde.lam(times), evaluations(denoiser)
+def run_pair(
+    sampler: Sampler, solver: Adaptive, pair: Pair, fn: Counted, denoiser: Denoiser, x, times, callback, path
+) -> Samples:
+    """The walk of a pair that asks the denoiser through fn; a callback sees x by `path` within the accepted steps.
+
+    Raises Ended as `Adaptive` does, with t and evaluations of the network.
+    """
+    lam, rows = denoiser.sde.lam(times), Rows(denoiser)
     frames = None if callback is None else Frames(lam[1:], x, path)
-    (x,), nfe = solver.run(pair, (x,), lam[0].item(), lam[-1].item(), observe=frames)
+    try:
+        (x,), nfe = solver.run(pair, (x,), lam[0].item(), lam[-1].item(), observe=frames)
+    except Ended as error:
+        at = denoiser.sde.time(torch.tensor(error.at, dtype=torch.float64)).item()
+        nfe = error.nfe * rows.each(x.shape[0] * max(1, fn.calls))
+        raise error.said(clock="t", at=at, nfe=nfe, who=type(sampler).__name__) from None
     for i, frame in enumerate([] if frames is None else frames.x):
         callback(i + 1, frame)
     # what one call of the denoiser costs at the network: guidance calls it twice
-    return Samples(x, nfe * ((evaluations(denoiser) - before) // (x.shape[0] * fn.calls)))
+    return Samples(x, nfe * rows.each(x.shape[0] * fn.calls))
 
 
 class Frames:

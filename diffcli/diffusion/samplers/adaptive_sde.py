@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.numeric import match
-from diffcli.diffusion.ode import Adaptive, Pair
+from diffcli.diffusion.ode import MAX_NFE, Adaptive, Pair
 from diffcli.diffusion.samplers.adaptive import Counted, run_pair
 from diffcli.diffusion.samplers.base import Sampler, straight
 from diffcli.diffusion.samplers.eta import check_eta
@@ -92,15 +92,15 @@ class AdaptiveSDE(Sampler):
     Its error is the difference to Euler-Maruyama's step, the next step `0.9 error^-0.9` of this one.  Each item has one Brownian
     path, which rejected steps do not change, drawn by its own seed.  A callback sees a Brownian bridge within the steps.
     It chooses its own steps; the grid gives the first and last time, and the times at which a callback looks.
-    Raises ValueError unless 0 < tol < 1 and eta >= 0.
+    An item may take max_nfe evaluations of the denoiser.  Raises ValueError unless 0 < tol < 1, eta >= 0 and max_nfe >= 1.
     Jolicoeur-Martineau et al. 2021, alg. 1, arXiv:2105.14080 (which steps in t); Roberts 2012, arXiv:1210.0933.
     """
 
     order = 2
     evaluations = None
 
-    def __init__(self, tol: float = 0.02, eta: float = 1.0):
-        self.solver, self.eta = Adaptive(tol), check_eta(eta)
+    def __init__(self, tol: float = 0.02, eta: float = 1.0, max_nfe: int = MAX_NFE):
+        self.solver, self.eta = Adaptive(tol, max_nfe), check_eta(eta)
         self.kind = "sde" if self.eta else "ode"
 
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
@@ -120,4 +120,4 @@ class AdaptiveSDE(Sampler):
 
         fn = Counted(drift)
         pair = ImprovedEuler(fn, sde, self.eta, noise)
-        return run_pair(self.solver, pair, fn, denoiser, x, times, callback, path)
+        return run_pair(self, self.solver, pair, fn, denoiser, x, times, callback, path)

@@ -10,9 +10,12 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from diffcli.diffusion.denoiser import Denoiser, evaluations
+from diffcli.diffusion.denoiser import Denoiser, Rows
+from diffcli.diffusion.endings import Ended, bad_rows, fine, first_row
 from diffcli.diffusion.sde import SDE
-from diffcli.diffusion.watched import Watched
+from diffcli.diffusion.watched import Watched, unwatched
+
+LOOK = 16  # steps between two looks at whether x is still finite: each waits for the device once
 
 
 @dataclass(frozen=True)
@@ -123,13 +126,44 @@ class FixedGrid(Sampler):
         """
 
     def walk(self, denoiser, x, times, noise, callback=None, progress=straight):
-        plan, history, before = self._planned(denoiser.sde, times), deque(maxlen=self.memory), evaluations(denoiser)
+        plan, history, rows, start, i = self._planned(denoiser.sde, times), self._history(), Rows(denoiser), x, -1
         for i in progress(range(len(times) - 1)):
             x = self.step(denoiser, x, i, plan, history, noise)
             if callback is not None:
                 callback(i + 1, x)
-        nfe = (evaluations(denoiser) - before) // x.shape[0]
-        return Samples(x, torch.full((x.shape[0],), nfe))
+            if (i + 1) % LOOK == 0 and not fine(x):
+                raise self._ended(denoiser, start, i, plan, noise)
+        if (i + 1) % LOOK and not fine(x):
+            raise self._ended(denoiser, start, i, plan, noise)
+        return Samples(x, torch.full((x.shape[0],), rows.each(x.shape[0])))
+
+    def _history(self) -> deque:
+        return deque(maxlen=self.memory)
+
+    def _ended(self, denoiser: Denoiser, x: Tensor, last: int, plan: Plan, noise) -> Ended:
+        """What went wrong in steps 0 ... last: they are walked again, now with a look at each evaluation and each state."""
+        inner, who, history, asked = unwatched(denoiser), type(self).__name__, self._history(), []
+        if not fine(x):
+            row = first_row(bad_rows(x))
+            return Ended("x is not finite before the first step,", at=plan.t[0].item(), row=row, who=who)
+        rows = Rows(inner)
+        watched = Watched(inner, lambda x0, t: asked.append((t, bad_rows(x0), rows.each(len(x0)))))
+        for i in range(last + 1):
+            asked.clear()
+            x = self.step(watched, x, i, plan, history, noise)
+            if not fine(x):
+                row = first_row(bad_rows(x))
+                for t, bad, nfe in asked:
+                    if bad[row]:
+                        at = t.expand(len(bad))[row].item()
+                        return Ended("the model's estimate is not finite", at=at, nfe=nfe, row=row, who=who)
+                break
+        # of one level alone, the plan has one time
+        at, nfe, why = plan.t[min(i + 1, len(plan.t) - 1)].item(), rows.each(len(x)), "x is not finite"
+        if fine(x):
+            return Ended(f"{why}, though it was when all was done again,", at=at, nfe=nfe, who=who)
+        hint = "more steps, or settings of the sampler nearer to its own"
+        return Ended(f"{why}, though the model's estimate is,", hint, at=at, nfe=nfe, row=row, who=who)
 
 
 def most_steps(sampler: Sampler, nfe: int) -> int:
@@ -156,7 +190,11 @@ def sample(
     denoiser = denoiser if see is None else Watched(denoiser, see)
     x, nfe = sampler.walk(denoiser, start, times, noise, callback, progress)
     if (last or sampler.last()) == "denoise":
-        before = evaluations(denoiser)
+        rows = Rows(denoiser)
         x = denoiser(x, sampler.end(times))
-        nfe = nfe + (evaluations(denoiser) - before) // x.shape[0]
+        nfe = nfe + rows.each(x.shape[0])
+        if not fine(x):
+            row = first_row(bad_rows(x))
+            at, who = sampler.end(times).item(), type(sampler).__name__
+            raise Ended("the model's last estimate is not finite", at=at, nfe=int(nfe[row]), row=row, who=who)
     return Samples(x, nfe)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from diffcli.diffusion.numeric import match, require
-from diffcli.diffusion.ode import Pair
+from diffcli.diffusion.ode import MAX_NFE, Pair
 from diffcli.diffusion.samplers.adaptive import AdaptiveODE
 from diffcli.diffusion.sde import SDE
 
@@ -68,12 +68,13 @@ class DPMAdaptive(AdaptiveODE):
     It chooses its own steps; the grid gives the first and last time, and the times at which a callback looks, where the path
     within a step is a parabola of x/alpha in sigma/alpha.  Its error weighs absolute and relative as rk45's does:
     `tol (1 + max(|x_t|, |x_s|))`, where the paper takes the larger of the two.
-    Raises ValueError for another order, and unless 0 < tol < 1.  Lu et al. 2022, app. C, arXiv:2206.00927.
+    An item may take max_nfe evaluations of the denoiser.  Raises ValueError for another order, unless 0 < tol < 1 and max_nfe >= 1.
+    Lu et al. 2022, app. C, arXiv:2206.00927.
     """
 
-    def __init__(self, order: int = 3, tol: float = 0.01):
+    def __init__(self, order: int = 3, tol: float = 0.01, max_nfe: int = MAX_NFE):
         require(order in (2, 3), f"order must be 2 (the pair 12) or 3 (the pair 23), got {order}")
-        super().__init__(tol)
+        super().__init__(tol, max_nfe)
         self.order = order
 
     def field(self, denoiser):
