@@ -1,5 +1,6 @@
 """Jobs shared over processes: their results are those of one process, in order, and a failure is one failure."""
 
+import json
 import os
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from diffcli.errors import DiffcliError, NumericalError
 from diffcli.sharing import share
 
+EXACT = ("network=exact", "data=mixture")
 TWO = [torch.device("cpu")] * 2
 
 
@@ -60,6 +62,40 @@ def test_two_devices_draw_the_samples_of_one(cli, tmp_path, sampler):
         assert done.code == 0, done.err
     one, two = (np.load(tmp_path / f"d{k}" / "samples.npy") for k in (1, 2))
     assert len(one) == 41 and np.array_equal(one, two)
+
+
+GUIDED = ("sampler=ancestral", "label=all", "guidance=cfg", "guidance.scale=2")
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    "more", [GUIDED, ("task=denoise", "task.noise=0.5", "inputs=3", "each=45")], ids=["label", "task"]
+)
+def test_eight_processes_draw_the_samples_of_one(cli, tmp_path, monkeypatch, more):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    number = () if "task=denoise" in more else ("n=135",)
+    for devices in (1, 8):
+        done = cli(
+            "sample", *EXACT, "batch_size=16", "steps=3", *number, *more, f"devices={devices}", f"out=d{devices}"
+        )
+        assert done.code == 0, done.err
+    one, eight = (np.load(tmp_path / f"d{k}" / "samples.npy") for k in (1, 8))
+    assert len(one) == 135 and np.array_equal(one, eight)
+
+
+@pytest.mark.parametrize(
+    "more", [("likelihood.solver=rk45", "label=own"), pytest.param(("also=elbo",), marks=pytest.mark.heavy)]
+)
+def test_two_devices_measure_the_likelihoods_of_one(cli, tmp_path, more):
+    """To the last bit, in the rows and in the figures."""
+    for devices in (1, 2):
+        done = cli("nll", *EXACT, "data.n=50", "batch_size=16", *more, f"devices={devices}", f"out=l{devices}")
+        assert done.code == 0, done.err
+    one, two = (json.loads((tmp_path / f"l{k}" / "run.json").read_text()) for k in (1, 2))
+    assert (tmp_path / "l1/nll.csv").read_bytes() == (tmp_path / "l2/nll.csv").read_bytes()
+    for record in (one, two):
+        del record["results"]["measuring_seconds"]
+    assert one["results"] == two["results"] and one["nfe"] == two["nfe"]
 
 
 def test_devices_are_refused_where_they_are_not_there_or_make_no_sense(cli):

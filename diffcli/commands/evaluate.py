@@ -69,10 +69,7 @@ def run(cfg) -> int:
             reading = next((m.collector() for m in measures if isinstance(m, FeatureMeasures)), None)
             return Taken(model.data.transform, config["compared"], reading)
 
-        if given is None:
-            batches = _drawn(rows, walk, model, n, device)
-        else:
-            batches = given.batches(config["batch_size"])
+        batches = _drawn(rows, walk, model, n, device) if given is None else given.batches(config["batch_size"])
         found = evaluate(batches, config["n"], measures, take)
         card = card_of(model, walk, items, measures, found, device)
         if config["neighbours"]:
