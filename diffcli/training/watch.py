@@ -63,6 +63,9 @@ class Watch(L.Callback):
         self.step = trainer.global_step + 1
         self._at(f"in step {self.step}")
 
+    def on_before_backward(self, trainer, module, loss) -> None:
+        self._at(f"in step {self.step}, at its gradients")  # where the ranks wait for each other
+
     def on_train_batch_end(self, trainer, module, *_) -> None:
         self._at(f"after step {trainer.global_step} (saving, a preview, or reading data)")
 

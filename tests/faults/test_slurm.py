@@ -195,7 +195,7 @@ def test_submitit_queues_a_job_again_that_has_saved_and_it_goes_on_by_itself(clu
         assert process.wait(300) == 0, (tmp_path / "said").read_text()
     finally:
         process.poll() is None and os.killpg(process.pid, signal.SIGKILL)
-    logs = "".join(path.read_text() for path in (tmp_path / "outputs").glob("**/*_log.out"))
+    logs = "".join(path.read_text() for path in tmp_path.glob("**/*_log.out"))
     assert logs.count("resuming from") == 1, logs
     assert [int(row["step"]) for row in rows(tmp_path / "sweep/0/metrics.csv")] == list(range(STEPS))
     (tmp_path / "sitecustomize.py").unlink()
