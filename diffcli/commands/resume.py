@@ -4,14 +4,13 @@ import json
 import math
 from pathlib import Path
 
-import torch
-
 from diffcli import checkpoint
 from diffcli.commands.changes import NEW_ORDER, Change, check_allowed, check_same
 from diffcli.commands.run_folder import choose, place, say
 from diffcli.data.base import identity
 from diffcli.errors import UsageError
 from diffcli.training.resumption import check_state
+from diffcli.untrusted.archive import glance
 
 NAMES = ("last", "step", "best")  # of checkpoints of the same step, the first that is whole
 
@@ -30,7 +29,7 @@ def resume_from(parts) -> tuple[Path, Path | None, bool]:
                 "resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint"
             )
         found = next((path for path in _newest_first(home / "checkpoints") if _is_whole(path, parts)), None)
-        if found is None:  # what a training left without a whole checkpoint may go, another command's run may not
+        if found is None:  # over a training without a whole checkpoint it may start anew, over another command's run not
             again = config["overwrite"] or _record(home).get("command") == "train"
             return choose("train", config | {"overwrite": again}), None, False
     else:
@@ -62,11 +61,12 @@ def is_within(resume: Path | None, path: Path) -> bool:
 def set_aside(path: Path, resume: Path | None) -> None:
     """Rename the checkpoints of later steps than the one that a run in this folder goes on from, and damaged ones.
 
-    They are of a way that is not gone on; left there, they would be taken for the newest.
+    They are of a way that is not gone on; left there, they would be taken for the newest.  Of a run that starts anew it is all
+    of them: one that could not be read today may be whole tomorrow.
     """
-    if not is_within(resume, path):
+    if resume is not None and not is_within(resume, path):
         return
-    step = _step(resume)
+    step = -1 if resume is None else _step(resume)
     for other in (path / "checkpoints").glob("*.ckpt"):
         if _step(other) > step:
             other.replace(other.with_name(f"{other.name}.old"))
@@ -93,7 +93,7 @@ def _newest_first(folder: Path) -> list[Path]:
 def _step(path: Path) -> float:
     """The step of a checkpoint, of which no more than its index is read; infinite for one that is damaged."""
     try:
-        step = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        step = glance(path)["global_step"]
     except Exception:  # noqa: BLE001 - damaged files fail in many ways inside torch; what is wrong is said when it is read
         return math.inf
     return step if type(step) is int else math.inf
@@ -127,7 +127,13 @@ def _checked(path: Path, parts) -> dict:
     Raises CheckpointError for a damaged or foreign one, UsageError where its settings are others.
     """
     part = next(name for name in checkpoint.MODELS if name in parts.config)
-    content = checkpoint.read(path, part)
+    content = checkpoint.read(path, None)
+    held = next(name for name in checkpoint.MODELS if isinstance(content["config"].get(name), dict))
+    if held != part:
+        raise UsageError(
+            f"{path} is {checkpoint.MODELS[held]}, not {checkpoint.MODELS[part]}",
+            "the same task, or a new run without resume",
+        )
     _settings(content, parts, path)
     modules = {part: parts.model, "loss": parts.loss}
     weights = {f"{at}.{k}": v for at, module in modules.items() for k, v in module.state_dict().items()}

@@ -53,9 +53,8 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     steps = config["trainer"]["max_steps"]
     _warn(parts)
     if done:
-        say(
-            f"{path} has finished its {steps} steps already; a larger trainer.max_steps with resume=auto goes on"
-        )
+        say(f"{path} has finished its {steps} steps already")
+        say("to go on: a larger trainer.max_steps, with resume=auto resume_allow=[trainer.max_steps]")
         return 0
     fitted = isinstance(parts.model, Fitted)
     if config["dry_run"] and fitted:
@@ -66,7 +65,8 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         return 0
     trainer = None if fitted else build_trainer(config, path, found)
     logger = None if fitted else build_logger(config, path)
-    folder = create(path, "train", config, keep=is_within(resume, path), looked=looked)
+    goes_on = is_within(resume, path) or (looked is not None and not config["overwrite"])
+    folder = create(path, "train", config, keep=goes_on, looked=looked)
     with recorded(folder):
         folder.write("running", job=job())
         write_text(path / "config.yaml", OmegaConf.to_yaml(config))

@@ -1,7 +1,10 @@
 """What a run that goes on may meet: damaged checkpoints, changed settings, other numbers of processes, pictures that broke."""
 
 import json
+import math
+import os
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ import torch
 from PIL import Image
 
 from diffcli import checkpoint
+from diffcli.commands.changes import check_same
+from diffcli.commands.resume import _step
 
 TINY = (
     "data=moons", "data.n=50", "network=mlp", "network.width=8", "network.blocks=1", "batch_size=12", "trainer.max_steps=4",
@@ -112,6 +117,7 @@ def test_all_damaged_is_a_new_start_and_a_named_path_a_refusal(cli, run, injecte
     assert done.code == 0, done.err
     assert done.out.count("skipped: ") == 6
     assert load(run / "checkpoints/last.ckpt")["global_step"] == 4
+    assert len(list((run / "checkpoints").glob("*.ckpt.old"))) == 6, "what could not be read is lost"
     injected("all checkpoints damaged", "a new start, or exit 3 where one was named", 2, 2)
 
 
@@ -171,6 +177,35 @@ def test_a_changed_setting_is_never_ignored(cli, run, words, injected):
     assert all(part in done.err for part in REFUSED[words]), done.err
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
     injected("resume with a changed setting", "exit 2 with the setting and both values, nothing touched")
+
+
+def test_what_makes_no_difference_may_change(run):
+    """A rank that did not come in time asks for a longer time-out, and for resume=auto."""
+    old = load(run / "checkpoints/last.ckpt")["config"]
+    for free in ({"timeout": 7200}, {"workers": 3}, {"preview": old["preview"] | {"every": 7}}):
+        assert old | free != old
+        assert check_same(old, old | free, run) == []
+
+
+def test_a_step_is_looked_up_in_nothing_that_would_not_be_read(run, tmp_path):
+    """Neither in an archive that is compressed, which torch reads, nor in a pipe, for which it would wait."""
+    whole, packed, pipe = run / "checkpoints/last.ckpt", tmp_path / "packed.ckpt", tmp_path / "pipe.ckpt"
+    with zipfile.ZipFile(whole) as old, zipfile.ZipFile(packed, "w") as new:
+        for member in old.infolist():
+            kind = zipfile.ZIP_DEFLATED if member.filename.endswith("data.pkl") else zipfile.ZIP_STORED
+            new.writestr(member.filename, old.read(member), kind)
+    os.mkfifo(pipe)
+    assert load(packed)["global_step"] == 4
+    assert [_step(path) for path in (whole, packed, pipe)] == [4, math.inf, math.inf]
+
+
+def test_another_kind_of_model_is_refused_and_nothing_of_it_touched(cli, run):
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    words = settings(f"out={run}", "resume=auto", "task=classifier")
+    words = [w for w in words if not w.startswith(("network", "preview"))]
+    refused = cli("train", *words)
+    assert (refused.code, "is a model of scores, not a classifier" in refused.err) == (2, True), refused.err
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
 
 
 def test_other_items_under_the_same_name_are_refused_and_the_same_elsewhere_are_not(cli, tmp_path, injected):
