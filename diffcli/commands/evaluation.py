@@ -19,8 +19,8 @@ from diffcli.metrics.evaluation import Found
 from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.reference import fingerprint, reference
-from diffcli.metrics.measures import KnownDensity, Measure, TwoSample
-from diffcli.metrics.taken import CLIPPED, OFF
+from diffcli.metrics.measures import KnownDensity, Measure, TwoSample, some
+from diffcli.metrics.taken import CLIPPED, COPIED, OFF, copies
 
 OTHER = {
     "test": "train",
@@ -122,6 +122,10 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
         warnings.append(
             f"the samples start from {len(model.starts)} items of the source, each more than once: the same sample again"
         )
+    first, real = found.first.first, some(items, len(found.first.first))
+    again = copies(first)
+    if again > COPIED * len(first) and again / len(first) > copies(real) / len(real):
+        warnings.append(f"{again} of the first {len(first)} samples are copies of others")
     if found.off_range > CLIPPED * found.values:
         share = found.off_range / found.values
         warnings.append(

@@ -64,7 +64,7 @@ class Given:
         Raises UsageError for one outside the levels of the data, NumericalError for one that is not finite.
         """
         head = np.asarray(self.array[: min(LOOKED, self.count)])  # whatever the size of a batch
-        if head.dtype.kind == "f" and (self.levels or 0) > 2 and head.min() >= -0.5 and head.max() <= 1:
+        if head.dtype.kind == "f" and (self.levels or 0) > 2 and head.min() >= -0.5 and 0 < head.max() <= 1:
             raise UsageError(
                 f"{self.path} has values from {head.min():g} to {head.max():g}, the levels of the data are 0..{self.levels - 1}",
                 f"the samples times {self.levels - 1}, if they lie in [0, 1]",

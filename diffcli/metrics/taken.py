@@ -9,6 +9,7 @@ from diffcli.metrics.features.base import on_levels
 from diffcli.metrics.features.statistics import Collector
 
 OFF = 0.1  # the noise that is left around a black background is less
+COPIED = 0.01  # of the samples, from which on copies are said
 CLIPPED = 0.01  # of the values of the samples, from which on it is said
 
 
@@ -50,6 +51,11 @@ class Taken:
     def encoded(self) -> Tensor:
         """The same in model space, float64."""
         return self.transform.encode(self.first).double()
+
+
+def copies(x: Tensor) -> int:
+    """How many of the items x (B, *S) are equal to one before them."""
+    return len(x) - len(x.flatten(1).unique(dim=0))
 
 
 def off_range(x: Tensor, levels: int | None) -> int:

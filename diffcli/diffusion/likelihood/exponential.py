@@ -125,7 +125,7 @@ class Exponential(Solver):
             divs.append(scale[n] * reading.div)
             score = reading.eps(field.sde).flatten(1) * (-scale[n] / field.sde.sigma(times[n]).item())
             error.add(score, slip, lack)
-            check_finite((x, divs[-1]), lam[n], n + 1 + (n > 0))
+            check_finite((x, reading.g, divs[-1]), lam[n], n + 1 + (n > 0))
             if n < steps:
                 before, x = x, self._step(x, g, lam, scale, n, nodes=range(n, max(-1, n - 3), -1))
         fine, coarse = (self._integrals(divs, lam, k) for k in (STENCIL, STENCIL - 2))
