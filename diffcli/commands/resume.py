@@ -29,7 +29,7 @@ def resume_from(parts) -> tuple[Path, Path | None, bool]:
                 "resume=auto looks in out=DIR, and no out is given", "out=DIR, or resume=PATH of a checkpoint"
             )
         found = next((path for path in _newest_first(home / "checkpoints") if _is_whole(path, parts)), None)
-        if found is None:  # over a training without a whole checkpoint it may start anew, over another command's run not
+        if found is None:  # anew over a training without a whole one, never over another command's run
             again = config["overwrite"] or _record(home).get("command") == "train"
             return choose("train", config | {"overwrite": again}), None, False
     else:

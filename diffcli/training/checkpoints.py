@@ -108,7 +108,7 @@ class Checkpoints(L.Callback):
 
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that were killed; those of a living one are its own."""
-    for part in (folder, folder / "checkpoints"):
+    for part in (folder, folder / "checkpoints", folder / "samples"):
         for path in [*part.glob(".*.tmp"), *part.glob(".*.tmp.*")]:
             pid = next((int(word) for word in path.name.split(".") if word.isdigit()), 0)
             if pid == os.getpid() or not _lives(pid):

@@ -25,7 +25,7 @@ class Wandb:
         folder = Path(save_dir) / "wandb"
         folder.mkdir(exist_ok=True)
         file = folder / "run-id"
-        if not file.exists():
+        if not file.exists() or not file.read_text():  # empty where the first start was killed
             file.write_text(secrets.token_hex(4))
         self.wandb = wandb
         settings = wandb.Settings(

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from diffcli.errors import UsageError
 from diffcli.training import log_process
+from diffcli.writing import whole
 
 COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "loss_spike", "samples_per_second")
 WAIT = 60  # seconds for the rest of a log, after the training
@@ -35,7 +36,7 @@ class MetricsCSV(Logger):
         if kept is not None and self.path.exists():
             with self.path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["step"].isdigit() and _is_before(row, *kept)]
-        with self.path.open("w", newline="") as file:
+        with whole(self.path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from diffcli.training import loggers
-from diffcli.training.loggers import Outside, wandb_logger
+from diffcli.training.loggers import MetricsCSV, Outside, wandb_logger
 
 STAND_IN = Path(__file__).parents[1] / "faults" / "wandb_stand_in.py"
 
@@ -58,6 +58,38 @@ def test_everything_is_logged_in_order(tmp_path, tale, capfd):
     assert told[-1]["code"] == 0
     assert len({entry["pid"] for entry in told}) == 1
     assert capfd.readouterr().err == ""
+
+
+def test_rows_are_there_however_a_resumed_run_dies(tmp_path, monkeypatch):
+    """Those that stay are written anew; one that ends in the middle of it has the old file."""
+    path = tmp_path / "metrics.csv"
+    logger = MetricsCSV(path)
+    for step in range(4):
+        logger.log_metrics({"loss": step / 2}, step)
+    before = path.read_text()
+
+    def dying(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loggers.csv.DictWriter, "writerows", dying)
+        MetricsCSV(path, (3, 3))
+    assert path.read_text() == before
+    MetricsCSV(path, (3, 3))
+    assert path.read_text().splitlines() == before.splitlines()[:-1]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_id_that_was_not_written_is_made_anew(tmp_path, tale):
+    """A file without it is what a run leaves that is killed between its two halves."""
+    (tmp_path / "run/wandb").mkdir(parents=True)
+    (tmp_path / "run/wandb/run-id").touch()
+    for _ in range(2):
+        logger = start(tmp_path / "run")
+        logger.log_metrics({"loss": 1.0}, 0)
+        logger.finalize("success")
+    first, second = (entry["id"] for entry in of(tale(), "init offline"))
+    assert first and first == second
 
 
 def test_a_resumed_run_has_its_id_and_does_not_log_its_pictures_again(tmp_path, tale):
