@@ -119,10 +119,13 @@ def concatenate(parts: Sequence[TensorItems]) -> TensorItems:
 
 
 def identity(items: Items) -> str:
-    """The number of items and a hash of up to LOOKED_AT of them, evenly spread: other data under the same name differ in it."""
+    """The number of items and a hash of up to LOOKED_AT of them and their labels, evenly spread: other data
+    under the same name differ in it."""
     n, step = len(items), max(1, len(items) // LOOKED_AT)
-    x, _ = items.__getitems__(range(0, n, step)[:LOOKED_AT])
-    found = hashlib.blake2b(f"{x.dtype} {tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes(), digest_size=6)
+    parts = items.__getitems__(range(0, n, step)[:LOOKED_AT])
+    found = hashlib.blake2b(digest_size=6)
+    for part in parts:  # x and the labels
+        found.update(f"{part.dtype} {tuple(part.shape)}".encode() + part.contiguous().numpy().tobytes())
     return f"{n:,} items ({found.hexdigest()})"
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from diffcli import checkpoint
 from diffcli.commands.changes import check_same
 from diffcli.commands.resume import _step
+from diffcli.data.base import TensorItems, identity
 
 TINY = (
     "data=moons", "data.n=50", "network=mlp", "network.width=8", "network.blocks=1", "batch_size=12", "trainer.max_steps=4",
@@ -220,6 +221,8 @@ def test_other_items_under_the_same_name_are_refused_and_the_same_elsewhere_are_
     moved = cli("train", *words, "data.file=y.npy", "trainer.max_steps=5")
     assert moved.code == 0, moved.err
     assert "(step 4)" in moved.out
+    labels = torch.zeros(50, dtype=torch.int64)
+    assert identity(TensorItems(torch.ones(50, 2), labels)) != identity(TensorItems(torch.ones(50, 2), labels + 1))
     injected("other data under the same name", "exit 2, nothing touched")
 
 
