@@ -139,6 +139,7 @@ FORGED_CONTENTS = {
     "extra average": lambda c: with_weight(c, torch.zeros(1), "ema", "denoiser.network.more"),
     "nan": lambda c: with_weight(c, torch.full((8, 2), float("nan"))),
     "inf average": lambda c: with_weight(c, torch.full((8, 2), float("inf")), "ema"),
+    "eight bits": lambda c: with_weight(c, torch.ones(8, 2).to(torch.float8_e4m3fn)),
     "sparse": lambda c: with_weight(c, torch.ones(8, 2).to_sparse(), "ema"),
     "no storage": lambda c: with_weight(c, torch.ones(8, 2, device="meta"), "ema"),
     "one element for many": lambda c: with_weight(c, torch.ones(1, 1).expand(10**6, 10**8), "ema"),

@@ -6,6 +6,8 @@ from torch import Tensor
 from diffcli.errors import CheckpointError
 
 LEAVES = (str, int, float, bool, type(None))
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
+NUMBERS |= {torch.int8, torch.int16, torch.int32, torch.int64}
 CONTAINERS = (dict, list, tuple)  # an OrderedDict is a dict; each is met once, however often it is referred to
 
 
@@ -48,8 +50,8 @@ def check_tensor(value: Tensor, place: str, path) -> None:
 
 
 def is_dense(value: Tensor) -> bool:
-    """A tensor whose elements are all there: not sparse, quantised or without storage, none stored once for many."""
-    if type(value) is not Tensor or value.layout is not torch.strided or value.is_quantized:
+    """A tensor of NUMBERS whose elements are all there: not sparse or without storage, none stored once for many."""
+    if type(value) is not Tensor or value.layout is not torch.strided or value.dtype not in NUMBERS:
         return False
     return value.device.type == "cpu" and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
