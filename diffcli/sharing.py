@@ -6,6 +6,7 @@ import pickle
 import signal
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,7 @@ def share(task: Task, jobs: list, devices: list[torch.device]) -> Iterator[Any]:
     context = get_context("spawn")
     content, threads = pickle.dumps(task), max(1, torch.get_num_threads() // len(devices))
     workers = []
+    resource_tracker.ensure_running()  # the first start would do it, and lift the blocking in the middle
     try:
         for i, device in enumerate(devices):
             ours, theirs = context.Pipe(duplex=False)

@@ -2,7 +2,9 @@
 
 import json
 import os
+import sys
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 
 from diffcli.errors import DiffcliError, NumericalError
 from diffcli.sharing import share
+from diffcli.signals import SIGNALS
 
 EXACT = ("network=exact", "data=mixture")
 TWO = [torch.device("cpu")] * 2
@@ -29,6 +32,17 @@ def test_results_come_in_the_order_of_the_jobs_from_both_processes(square):
     pids = [pid for _, pid in found]
     assert len(set(pids)) == 2 and os.getpid() not in pids
     assert len(set(pids[::2])) == len(set(pids[1::2])) == 1  # job k on device k modulo 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_a_signal_for_the_group_is_the_parents(square):
+    resource_tracker._resource_tracker._stop()  # multiprocessing starts it anew, and lifts the blocking of signals then
+    results = share(square, list(range(4)), TWO)
+    for _ in TWO:
+        status = Path(f"/proc/{next(results)[1]}/status").read_text()
+        blocked = int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+        assert all(blocked >> (signum - 1) & 1 for signum in SIGNALS)
+    results.close()
 
 
 def test_a_failure_of_a_job_is_raised_as_it_was(square):
