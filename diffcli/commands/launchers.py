@@ -15,11 +15,12 @@ from pathlib import Path
 from diffcli.commands.job import REFUSED, Job, Outcome, ended_well, job_folder, note_refusal
 from diffcli.commands.run_folder import say
 from diffcli.errors import DiffcliError
-from diffcli.signals import Interrupted
+from diffcli.signals import SIGNALS, Interrupted
 from diffcli.writing import write_text
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PATIENCE = 10  # seconds for what a process that ended has printed; one that outlives it may hold its output open
+DAY = 24 * 60  # minutes
+STOCK = {"timeout_min": 60, "max_num_timeout": 0}  # of the submitit launchers, where a user says nothing
 
 
 def side_by_side(launcher, _, task: Job, job_overrides: list[list[str]], first: int) -> list:
@@ -46,7 +47,8 @@ class _Process:
         self.config = _job_config(launcher, overrides, number)
         self.content = pickle.dumps(sys.path) + pickle.dumps((context, self.config, task))
         self.process: subprocess.Popen | None = None
-        self.lock = threading.Lock()
+        self.missed = 0  # a signal that came while it was being started
+        self.lock = threading.RLock()  # with n_jobs=1 the thread that starts it is the one that signals come to
 
     def __call__(self) -> Outcome:
         program = [sys.executable, str(Path(__file__).resolve().parents[1] / "_sweep_job.py")]
@@ -56,6 +58,8 @@ class _Process:
             self.process = subprocess.Popen(
                 program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
             )  # a Ctrl-C for the group is passed on once, not met twice
+            if self.missed:
+                self.process.send_signal(self.missed)
         reader = threading.Thread(target=self._print, args=(self.process.stdout,), daemon=True)
         reader.start()
         with contextlib.suppress(BrokenPipeError):  # it ended before it read; its exit code says so
@@ -71,7 +75,9 @@ class _Process:
 
     def send(self, signum: int) -> None:
         with self.lock:
-            if self.process is not None and self.process.poll() is None:
+            if self.process is None:
+                self.missed = signum
+            elif self.process.poll() is None:
                 self.process.send_signal(signum)
 
 
@@ -93,6 +99,8 @@ def submitted(launcher, launch: Callable, task: Job, job_overrides: list[list[st
         finally:
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, handler)
+        if task.signum:  # it came while there were none to tell
+            stop(task.signum)
         logs = sorted({str(job.paths.stdout.parent) for job in jobs})
         say(f"{len(jobs)} jobs: {', '.join(str(job.job_id) for job in jobs)}; what they print is in {logs[0]}, …")
         configs = [_job_config(launcher, words, first + i) for i, words in enumerate(job_overrides)]
@@ -107,12 +115,21 @@ def submitted(launcher, launch: Callable, task: Job, job_overrides: list[list[st
                     job.cancel(check=False)
 
     submitit.AutoExecutor.map_array = map_array
+    launcher.params |= _usual(launcher.params, task.command)
     try:
-        with _passed_on(task, stop):
+        with _passed_on(task, stop, but=(signal.SIGHUP,)):  # the terminal's end is not that of jobs that others run
             returns = launch(job_overrides, initial_job_idx=first)
     finally:
         submitit.AutoExecutor.map_array = original
     return _told(task, range(first, first + len(returns)), [r.return_value for r in returns])
+
+
+def _usual(params: dict, command: str) -> dict:
+    """What stands in the place of submitit's own defaults: a job may take a day, not an hour, and a training whose time is up has
+    saved, and is queued again; it goes on by itself, which other commands do not.
+    """
+    usual = {"timeout_min": DAY, "max_num_timeout": 10 if command == "train" else 0}
+    return {key: value for key, value in usual.items() if params.get(key) == STOCK[key]}
 
 
 class _Waited:
@@ -214,7 +231,7 @@ def _told(task: Job, numbers, outcomes: list[Outcome]) -> list:
 
 
 @contextlib.contextmanager
-def _passed_on(task: Job, send: Callable[[int], object]) -> Iterator[None]:
+def _passed_on(task: Job, send: Callable[[int], object], but: tuple[int, ...] = ()) -> Iterator[None]:
     """While entered, a signal goes to all jobs, which save and end; the sweep then ends with 128 + n."""
 
     def pass_on(signum, frame):
@@ -223,7 +240,9 @@ def _passed_on(task: Job, send: Callable[[int], object]) -> Iterator[None]:
 
     previous = {}
     if threading.current_thread() is threading.main_thread():
-        previous = {s: signal.signal(s, pass_on) for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN}
+        previous = {
+            s: signal.signal(s, pass_on) for s in SIGNALS if s not in but and signal.getsignal(s) != signal.SIG_IGN
+        }
     try:
         yield
     finally:

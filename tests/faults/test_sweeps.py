@@ -1,13 +1,20 @@
 """One job of a sweep that fails, is refused or is killed leaves the others; a signal ends all of them."""
 
+import ast
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
+
+from diffcli.commands import launchers
+from diffcli.commands.job import Job
+from diffcli.signals import SIGNALS, Interrupts
 
 LONG, SHORT = 10**6, 400  # steps: of a job that is ended by what the test does, of one that may finish
 LAUNCHERS = {
@@ -130,6 +137,137 @@ def test_a_signal_to_the_sweep_ends_all_jobs(launcher, signum, sweep, tmp_path, 
     assert not any(map(alive, pids)), out
     assert [record(tmp_path / f"s/{i}")["status"] for i in range(2)] == ["interrupted", "interrupted"], out
     injected("SIGTERM or Ctrl-C to a sweep", "all jobs end, exit 128+n")
+
+
+def never(*_):
+    raise AssertionError("it is not run here")
+
+
+def test_a_signal_while_a_job_is_being_started_reaches_it(monkeypatch, injected):
+    """With n_jobs=1 the thread that starts jobs is the one that signals come to."""
+    real = subprocess.Popen
+    monkeypatch.setattr(launchers, "_job_config", lambda *_: None)
+    monkeypatch.setattr(launchers, "outcome_of", lambda command, config, overrides, code: code)
+
+    def start(*_, **more):
+        job.send(signal.SIGTERM)
+        return real([sys.executable, "-c", "import time; time.sleep(600)"], **more)
+
+    job = launchers._Process(SimpleNamespace(hydra_context=None), Job("sample", never), [], 0)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(job()), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert codes == [-signal.SIGTERM]
+    injected("a signal while a job of a sweep is started", "the job ends")
+
+
+def test_a_signal_while_jobs_are_submitted_reaches_them(monkeypatch, injected):
+    import submitit
+
+    told = []
+    job = SimpleNamespace(job_id="7", paths=submitit.core.utils.JobPaths("jobs", "7"), results=lambda: [None])
+    job.cancel = lambda check: told.append(check)
+
+    def map_array(self, *_):
+        signal.raise_signal(signal.SIGTERM)
+        return [job]
+
+    def launch(job_overrides, initial_job_idx):
+        return [job.results()[0] for job in submitit.AutoExecutor.map_array(None)]
+
+    monkeypatch.setattr(launchers, "_job_config", lambda *_: None)
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", map_array)
+    task = Job("sample", never)
+    with pytest.raises(AttributeError), Interrupts():  # None is no JobReturn
+        launchers.submitted(SimpleNamespace(params={}), launch, task, [["n=1"]], 0)
+    assert told == [False] and task.signum == signal.SIGTERM
+    injected("a signal while a job of a sweep is started", "the job ends")
+
+
+def test_every_signal_is_passed_on_but_the_end_of_a_terminal_to_jobs_of_a_cluster():
+    task, sent, ended = Job("sample", never), [], []
+    with launchers._passed_on(task, sent.append):
+        for signum in SIGNALS:
+            signal.raise_signal(signum)
+    assert sent == list(SIGNALS) and task.signum == SIGNALS[0]
+    previous = signal.signal(signal.SIGHUP, lambda *_: ended.append(1))
+    try:
+        with launchers._passed_on(task, sent.append, but=(signal.SIGHUP,)):
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    assert ended and sent == list(SIGNALS)
+
+
+# What submitit asks of SLURM: sbatch answers with a number and starts each job of an array, srun starts its one task, sacct
+# tells their states, scancel ends one.
+SBATCH = """
+import os, re, subprocess, sys
+script = sys.argv[-1]
+options = dict(re.findall(r"^#SBATCH --([a-z-]+)=?(\\S*)", open(script).read(), re.M))
+open("options", "w").write(repr(options))
+for i in range(int(options["array"].partition("%")[0].rpartition("-")[2]) + 1):
+    env = {"SLURM_JOB_ID": str(80 + i), "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": str(i), "SLURM_JOB_NODELIST": "here"}
+    env |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_NNODES": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": options["job-name"]}
+    subprocess.Popen(["bash", script], env=os.environ | env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("Submitted batch job 77")
+"""
+SRUN = """
+import os, sys
+words = sys.argv[1:]
+while words[0].startswith("-"):
+    del words[: 2 if words[0] in ("--output", "--error") else 1]
+open("task" + os.environ["SLURM_ARRAY_TASK_ID"], "w").write(str(os.getpid()))
+os.environ |= {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+os.execvp(words[0], words)
+"""
+SCANCEL = "import os, sys; os.kill(int(open('task' + sys.argv[1].partition('_')[2]).read()), 15)"
+SACCT = "print('JobID|State|NodeList')"
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    for name, source in {"sbatch": SBATCH, "srun": SRUN, "scancel": SCANCEL, "sacct": SACCT}.items():
+        (tmp_path / "bin" / name).write_text(f"#!{sys.executable}\n{source}")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    return lambda: dict(ast.literal_eval((tmp_path / "options").read_text()))
+
+
+def test_jobs_of_slurm_are_jobs_of_a_sweep(slurm, sweep, tmp_path, injected):
+    process = sweep(*SAMPLE, "steps=2,0,3", "hydra/launcher=submitit_slurm")
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2, out
+    assert "2 of 3 jobs ended well" in out and "job 1, exit code 2: steps must be at least 1, got 0" in out
+    assert [record(tmp_path / f"s/{i}").get("status") for i in range(3)] == ["finished", None, "finished"]
+    assert slurm()["time"] == "1440", "submitit's own hour would end a training"
+    injected("a sweep's job with a bad value", "the others finish, exit 2, the report names it")
+
+
+@pytest.mark.heavy
+def test_a_stopped_sweep_cancels_its_jobs_of_slurm(slurm, sweep, tmp_path, injected):
+    process = sweep(
+        *SAMPLE, f"steps={LONG},{LONG - 1}", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=90"
+    )
+    pids = [until(lambda i=i: writer(tmp_path / f"s/{i}"), process) for i in range(2)]
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 143, out
+    assert [record(tmp_path / f"s/{i}")["status"] for i in range(2)] == ["interrupted", "interrupted"], out
+    for pid in pids:
+        until(lambda pid=pid: not alive(pid), SimpleNamespace(poll=lambda: None))
+    assert slurm()["time"] == "90"
+    injected("SIGTERM or Ctrl-C to a sweep", "all jobs end, exit 128+n")
+
+
+def test_a_training_on_slurm_is_queued_again_where_its_time_is_up():
+    stock = {"timeout_min": 60, "max_num_timeout": 0, "nodes": 1}
+    assert launchers._usual(stock, "train") == {"timeout_min": 1440, "max_num_timeout": 10}
+    assert launchers._usual(stock, "sample") == {"timeout_min": 1440, "max_num_timeout": 0}
+    assert launchers._usual({"timeout_min": 30, "max_num_timeout": 2}, "train") == {}
 
 
 @pytest.mark.heavy
