@@ -144,9 +144,12 @@ def conditioning(config: dict, path: Path) -> tuple[str, list[str], float, int]:
     return condition, names, float(drop), vector
 
 
-def build_denoiser(node: dict, trust: str | None = None) -> Denoiser:
-    """The denoiser that a node of a checkpoint describes, with fresh weights.  Raises CheckpointError."""
-    denoiser = built(node, (nn.Module,), trust, "denoiser", "model")
+def build_denoiser(node: dict, trust: str | None = None, weights: dict | None = None) -> Denoiser:
+    """The denoiser that a node of a checkpoint describes, with fresh weights, no more than its `weights`.
+
+    Raises CheckpointError.
+    """
+    denoiser = built(node, (nn.Module,), trust, "denoiser", "model", weights)
     if not isinstance(denoiser, Denoiser) or not isinstance(denoiser.sde, SDE):
         raise CheckpointError(f"the checkpoint is refused: its {node['_target_']} is no model with an SDE")
     return denoiser
@@ -158,7 +161,7 @@ def build_classifier(content: dict, trust: str | None = None) -> Classifier:
     Raises CheckpointError.
     """
     config = content["config"]
-    classifier = built(config["classifier"], (nn.Module,), trust, "classifier", "classifier")
+    classifier = built(config["classifier"], (nn.Module,), trust, "classifier", "classifier", content["state_dict"])
     if not isinstance(classifier, Classifier) or list(classifier.shape) != content["shape"]:
         raise CheckpointError(
             f"the checkpoint is refused: its {config['classifier']['_target_']} is no classifier of its data"
@@ -198,7 +201,7 @@ def _form(value: torch.Tensor) -> str:
 def load_denoiser(path: str | Path, weights: str = "ema", trust: str | None = None) -> Denoiser:
     """The trained denoiser of a checkpoint, ready to sample from; for programs that use diffcli as a library."""
     content = read(path)
-    denoiser = build_denoiser(content["config"]["denoiser"], trust)
+    denoiser = build_denoiser(content["config"]["denoiser"], trust, content["state_dict"])
     load_weights(denoiser, content, weights, Path(path))
     return denoiser.eval().requires_grad_(False)
 

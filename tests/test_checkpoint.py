@@ -279,6 +279,7 @@ DENOISER_ONLY = {
     "an sde for the model": ("", {"_target_": "diffcli.diffusion.schedule.Linear"}, "no model"),
     "no class": ("", {}, "names no class"),
     "a wrong argument": ("network.width", "wide", "cannot be built"),
+    "more weights than the file": ("network.width", 1000, "more weights than the file"),
     "no sde": ("sde", None, "no model"),
 }
 NESTED = {

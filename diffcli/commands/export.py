@@ -18,7 +18,7 @@ def run(cfg) -> int:
     if cfg.ckpt is None:
         say(f"model: {source} (the newest training run)")
     content = checkpoint.read(source)
-    denoiser = checkpoint.build_denoiser(content["config"]["denoiser"], cfg.trust)
+    denoiser = checkpoint.build_denoiser(content["config"]["denoiser"], cfg.trust, content["state_dict"])
     checkpoint.load_weights(denoiser, content, cfg.weights, source)
     path = choose("export", config | {"ckpt": str(source)})
     taken = [] if (path / "run.json").exists() else [name for name in MODEL_FILES if (path / name).exists()]

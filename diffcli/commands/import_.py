@@ -48,7 +48,7 @@ def read_model(source: Path, config: dict) -> tuple[dict, Denoiser, list[str]]:
     notes = content.pop("notes", [])
     _settle(content, config, source)
     checkpoint.conditioning(content["config"], source)
-    denoiser = checkpoint.build_denoiser(content["config"]["denoiser"], config["trust"])
+    denoiser = checkpoint.build_denoiser(content["config"]["denoiser"], config["trust"], content["state_dict"])
     checkpoint.load_weights(denoiser, content, "raw", source)
     content["state_dict"] = {f"denoiser.{name}": value for name, value in denoiser.state_dict().items()}
     return content, denoiser, notes

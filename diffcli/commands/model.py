@@ -119,7 +119,7 @@ def _from_checkpoint(cfg) -> Model:
     if not typed("data="):
         checkpoint.check_node(data_node, (Data,), cfg.trust, "data")
     side = _side(checkpoint.own_data(content["config"], "source"), config, cfg.trust)
-    denoiser = checkpoint.build_denoiser(node, cfg.trust)
+    denoiser = checkpoint.build_denoiser(node, cfg.trust, content["state_dict"])
     checkpoint.load_weights(denoiser, content, cfg.weights, path)
     if typed("sde=") or typed("schedule="):
         if not denoiser.sde.is_process:
@@ -140,7 +140,7 @@ def other_model(path: str, config: dict, weights: str) -> Model:
     """A second model beside that of `config`, as it was trained.  Raises UsageError, CheckpointError as `load_model`."""
     content = checkpoint.read(path)
     trained, trust = content["config"], config["trust"]
-    denoiser = checkpoint.build_denoiser(trained["denoiser"], trust)
+    denoiser = checkpoint.build_denoiser(trained["denoiser"], trust, content["state_dict"])
     checkpoint.load_weights(denoiser, content, weights, Path(path))
     node = checkpoint.own_data(trained)
     checkpoint.check_node(node, (Data,), trust, "data")

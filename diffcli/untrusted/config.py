@@ -1,5 +1,6 @@
 """A config that came with a file: it may name classes of diffcli, and nothing else is looked up, imported or called for it."""
 
+import contextlib
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from hydra.utils import instantiate
 
 from diffcli.errors import CheckpointError
+from diffcli.untrusted.tensors import no_larger
 
 PARTS = ("diffcli.data.", "diffcli.diffusion.", "diffcli.networks.")  # the modules that such a config may name
 DEPTH, SIZE = 20, 100_000  # of such a config; a forged one can contain itself
@@ -78,11 +80,15 @@ def _check_target(target, bases: tuple[type, ...], trust: str | None, path: str)
         raise CheckpointError(f"the checkpoint is refused: {path} is {target!r}, which is not {kind}")
 
 
-def built(node: dict, bases: tuple[type, ...], trust: str | None, where: str, what: str):
-    """The object that a node describes, once `check_node` has let it through.  Raises CheckpointError with one sentence."""
+def built(node: dict, bases: tuple[type, ...], trust: str | None, where: str, what: str, weights: dict | None = None):
+    """The object that a node describes, once `check_node` has let it through, and of no more weights than the file has.
+
+    weights: those that the file has; None where the object is given none.  Raises CheckpointError with one sentence.
+    """
     check_node(node, bases, trust, where)
     try:
-        return instantiate(node, _convert_="all")
+        with no_larger(weights) if weights is not None else contextlib.nullcontext():
+            return instantiate(node, _convert_="all")
     except Exception as error:
         cause = error.__cause__ or error
         reason = next(iter(str(cause).splitlines()), type(cause).__name__)

@@ -1,13 +1,18 @@
 """Tensors and plain values that came in a file: dense, finite, and nothing that only looks like one."""
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from diffcli.errors import CheckpointError
 
 LEAVES = (str, int, float, bool, type(None))
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8}
 NUMBERS |= {torch.int8, torch.int16, torch.int32, torch.int64}
+ROOM = 2  # a module may put a weight into the place of another one while it is made
 CONTAINERS = (dict, list, tuple)  # an OrderedDict is a dict; each is met once, however often it is referred to
 
 
@@ -54,6 +59,27 @@ def is_dense(value: Tensor) -> bool:
     if type(value) is not Tensor or value.layout is not torch.strided or value.dtype not in NUMBERS:
         return False
     return value.device.type == "cpu" and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+@contextlib.contextmanager
+def no_larger(weights: dict[str, Tensor]) -> Iterator[None]:
+    """While entered, modules may be given as many parameters as `weights` hold, before any of them is filled, ROOM times over.
+
+    Raises CheckpointError from within the module that has more: a config can ask for a network that no memory holds.
+    """
+    left = ROOM * sum(value.numel() for value in weights.values())
+
+    def count(module, name, parameter) -> None:
+        nonlocal left
+        left -= parameter.numel()
+        if left < 0:
+            raise CheckpointError("it has more weights than the file")
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _word(key, where: str, path) -> str:
