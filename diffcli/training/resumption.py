@@ -45,10 +45,11 @@ def check_state(content: dict, weights: Mapping[str, Tensor], trained: list[str]
         whole = whole and all(
             _is_state(value, content["ema"][names[i]]) for i, state in states.items() for value in state.values()
         )
+        whole = whole and all(type(count) is int for count in (*position(content), *rows_kept(content)))
     except (KeyError, TypeError, ValueError, AttributeError):
         whole = False
     if not whole:
-        raise CheckpointError(f"{path} has an optimiser state that does not fit its weights")
+        raise CheckpointError(f"{path} has a state of its training that does not fit its weights")
 
 
 def _check_names(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, other_loss: bool) -> None:

@@ -80,6 +80,7 @@ SPOILED = {  # name -> what happened to it, and a part of the sentence
     "optimiser not finite": (
         changed(lambda c: c["optimizer_states"][0]["state"][1]["exp_avg_sq"].fill_(torch.nan)), ""),
     "no loops": (changed(lambda c: c["loops"].clear()), "does not fit its weights"),
+    "a count that is none": (changed(lambda c: c.update(seen="many")), "does not fit its weights"),
     "no position": (changed(lambda c: c.pop("batches")), "batches"),
 }  # fmt: skip
 
