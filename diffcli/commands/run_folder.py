@@ -4,7 +4,6 @@ import contextlib
 import itertools
 import json
 import os
-import shutil
 import sys
 import time
 import traceback
@@ -13,45 +12,14 @@ from pathlib import Path
 
 from diffcli.commands.folder_lock import FolderLock
 from diffcli.commands.provenance import git, hardware, versions
+from diffcli.commands.run_files import remove_own, results
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.writing import TEMPORARY, as_sentence, unwritten, whole, write_text
 
-# what a run may have written; nothing else is ever removed
-OWN = (
-    "run.json",
-    "config.yaml",
-    "metrics.csv",
-    "metrics.json",
-    "error.log",
-    "checkpoints",
-    "samples",
-    "samples.npy",
-    "source.npy",
-    "nll.csv",
-    "partial",
-)
-OWN += ("grid.png", "trajectory.png", "trajectory.gif", "comparison.png", "denoised.png", "wandb", "tensorboard")
-OWN += (
-    "model.json",
-    "model.safetensors",
-    "config.json",
-    "diffusion_pytorch_model.safetensors",
-    "scheduler_config.json",
-)
-OWN += ("explain.json", "coefficients.csv", "clocks.csv", "coefficients.png", "forward.png", "scores.png", "energy.png")
-OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png", "bound.csv", "bound.png")
-OWN += ("latents.npy", "inputs.npy", "reconstructions.npy", "reconstructions.png", "translation.png")
-OWN += ("frames.npy", "strip.png", "interpolation.gif", "path.png", "frames")
-OWN += ("measured.npy", "inverse.png", "labels.csv", "vectors.npy")
-OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png")
-
+RETRIES = 1000  # of a parent folder that other runs remove
 
 _reserved: dict[Path, list[Path]] = {}  # new folders in which no run has begun, and what was made for each
 _open: list["RunFolder"] = []  # runs of this process that have not ended
-
-
-RETRIES = 1000  # of a parent folder that other runs remove
-BEGINNING = ("run.json", "config.yaml", "metrics.csv", "error.log")
 
 
 class RunFolder:
@@ -133,24 +101,9 @@ class RunFolder:
             with contextlib.suppress(DiffcliError):
                 write_text(self.path / "run.json", self.earlier)
         else:
-            _remove_own(self.path)
+            remove_own(self.path)
             self.release()
             _remove_empty(self.made)
-
-
-def results(path: Path) -> dict[Path, int]:
-    """What a run has come to: its files but for those that each run begins with, and when each was written."""
-    own = [path / name for name in OWN if name not in BEGINNING]
-    files = [p for top in own for p in (top, *top.rglob("*")) if p.is_file() and not p.match(TEMPORARY)]
-    return {p: p.stat().st_mtime_ns for p in files}
-
-
-def _remove_own(path: Path) -> None:
-    for name in OWN:
-        if (path / name).is_dir() and not (path / name).is_symlink():
-            shutil.rmtree(path / name)
-        else:
-            (path / name).unlink(missing_ok=True)
 
 
 def _remove_empty(folders: list[Path] | tuple) -> None:
@@ -276,7 +229,7 @@ def create(
             for left in set(path.glob(TEMPORARY)) - {temporary}:
                 left.unlink()
             if record.exists() and not keep:
-                _remove_own(path)
+                remove_own(path)
             folder.found = results(path)
     except BaseException as error:
         _abandon(folder)
