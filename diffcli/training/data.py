@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from diffcli.data.base import Items
 from diffcli.errors import DiffcliError
 from diffcli.randomness import key
-
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)  # that a training answers by saving
+from diffcli.signals import SIGNALS
 
 
 class BatchOrder(Sampler):

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import lightning as L
 
+from diffcli.signals import SIGNALS
 from diffcli.training.agreement import Agreement
 from diffcli.training.checkpoints import Checkpoints
-from diffcli.training.data import SIGNALS
 
 
 class GracefulStop(L.Callback):
