@@ -92,7 +92,7 @@ def _differing(runs: list[Run]) -> tuple[list[str], dict[str, object]]:
         return [], {key: whole[0].settings[key] for key in keys}
     columns = {key: [repr(run.settings[key]) if key in run.settings else None for run in whole] for key in keys}
     differ = [key for key, values in columns.items() if len({*values} - {None}) > 1]
-    same = {key: whole[0].settings.get(key) for key in keys if key not in differ}
+    same = {key: whole[0].settings[key] for key in keys if key not in differ and None not in columns[key]}
     implied = {
         key
         for key in differ
@@ -113,7 +113,7 @@ def _notes(table: Table) -> list[str]:
     if table.command == "train" and differing and table.by in ("val_loss", "best_val_loss", "loss"):
         notes.append(
             f"{table.by} is of each run's own loss, and {_listed(differing)} differ: it does not compare these runs; "
-            "bits_per_dim and frechet do (diffcli nll or evaluate of each, in this folder, then by=bits_per_dim)"
+            "a likelihood or a distance does (diffcli nll or evaluate of each, in this folder, then by=FIGURE)"
         )
     for command in ("nll", "evaluate"):
         measured = [run.linked[command] for run in table.ranked if command in run.linked]

@@ -109,15 +109,25 @@ def _lines(ax, panel: Panel, axis: str) -> None:
 
 
 def _dots(ax, panel: Panel) -> None:
-    points = panel.points[:MOST]
-    for i, point in enumerate(points):
-        error = None if not point.error else [point.error]
-        ax.errorbar([point.value], [i], xerr=error, fmt="o", color=COLOURS[0], markersize=6, capsize=4)
-    ax.set(yticks=range(len(points)), yticklabels=[panel.said(p, panel.varied) for p in points])
-    ax.set(ylim=(len(points) - 0.5, -0.5), xlabel=panel.figure)
-    ax.set_xscale("log" if _wide([p.value for p in points]) else "linear")
-    if len(panel.points) > MOST:
-        ax.set_ylabel(f"the best {MOST} of {len(panel.points)}")
+    """A row for each way that runs were set, in the order of their means; runs that only repeat one are dots around it."""
+    found: dict[str, list[Point]] = {}
+    keys = [key for key in panel.varied if key != REPEATED]
+    repeated = len(keys) < len(panel.varied) and bool(keys)
+    for point in panel.points:
+        found.setdefault(panel.said(point, keys if repeated else panel.varied), []).append(point)
+    means = {name: sum(p.value for p in there) / len(there) for name, there in found.items()}
+    rows = sorted(found, key=means.get, reverse=panel.better == "higher")[:MOST]
+    for i, name in enumerate(rows):
+        there = found[name]
+        error = [there[0].error] if len(there) == 1 and there[0].error else None
+        ax.errorbar([means[name]], [i], xerr=error, fmt="o", color=COLOURS[0], markersize=6, capsize=4)
+        if len(there) > 1:
+            ax.plot([p.value for p in there], [i] * len(there), ".", color=COLOURS[0], alpha=0.6)
+    ax.set(yticks=range(len(rows)), yticklabels=rows)
+    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=panel.figure)
+    ax.set_xscale("log" if _wide([p.value for name in rows for p in found[name]]) else "linear")
+    if len(found) > MOST:
+        ax.set_ylabel(f"the best {MOST} of {len(found)}")
 
 
 def _wide(values: list[float]) -> bool:

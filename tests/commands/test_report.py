@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -67,6 +68,10 @@ def test_what_follows_from_a_part_is_no_column(cli, tmp_path):
     for i, of in enumerate((("A", 1.0, 0), ("B", 2.0, 1))):
         write(tmp_path / f"s/{i}", results={"val_loss": 1.0}, config=config(*of))
     assert cli("report", "dir=s").out.splitlines()[1].split()[:4] == ["run", "seed", "schedule", "val_loss"]
+    write(tmp_path / "s/own", results={"val_loss": 1.0}, config={"batch_size": 64, "schedule_only": 7})
+    assert cli("report", "dir=s").code == 0
+    assert "schedule_only=7" not in (tmp_path / "s/report.md").read_text(), "the others do not have it"
+    shutil.rmtree(tmp_path / "s/own")
     write(tmp_path / "s/2", results={"val_loss": 1.0}, config=config("B", 3.0, 1))
     assert cli("report", "dir=s").out.splitlines()[1].split()[:4] == ["run", "seed", "schedule", "schedule.sigma_max"]
 
@@ -150,6 +155,20 @@ def test_more_is_better_where_it_is(cli, tmp_path):
 
     assert order() == ["0", "1", "2"]
     assert order("by=precision") == ["1", "2", "0"]
+
+
+def test_seeds_are_dots_around_their_mean():
+    from matplotlib.figure import Figure
+
+    from diffcli.explain.report_plot import Panel, Point, _dots
+
+    ran = [("VP", 0, 1.0), ("VE", 0, 2.0), ("VE", 1, 3.0), ("VP", 1, 5.0)]
+    points = [Point(str(i), {"sde": sde, "seed": seed}, value, None) for i, (sde, seed, value) in enumerate(ran)]
+    ax = Figure().subplots()
+    _dots(ax, Panel("train", "loss", "lower", ["sde", "seed"], points, {"sde": str, "seed": str}))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["sde=VE", "sde=VP"], "by their means"
+    means, dots = [[*line.get_xdata()] for line in ax.lines if len(line.get_xdata()) > 1], ax.lines[0].get_xdata()
+    assert means == [[2.0, 3.0], [1.0, 5.0]] and [*dots] == [2.5]
 
 
 def test_a_figure_that_is_not_finite_is_last(cli, tmp_path):
