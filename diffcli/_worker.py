@@ -15,7 +15,9 @@ def main() -> int:
     from diffcli.sharing import die_with_parent
 
     die_with_parent()
-    warnings.filterwarnings("ignore", category=FutureWarning)  # between torch and lightning: nothing a user could act on
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning
+    )  # between torch and lightning: nothing a user could act on
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # until it trains; Ctrl-C reaches rank 0, which ends this process
     from diffcli.commands.train import follow
     from diffcli.training.processes import Processes

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffcli.commands.common import typed
 from diffcli.commands.partial import FOLDER, Partial
-from diffcli.commands.run_folder import RunFolder, choose, create, look, say
+from diffcli.commands.requeue import comes_back, job
+from diffcli.commands.run_folder import RunFolder, choose, create, look, place, say
 from diffcli.errors import NumericalError, UsageError
 
 # what changes nothing in the result; the checkpoint counts by what is in it
@@ -35,7 +37,7 @@ class Place:
         """The folder, with what is there or without, and the files that the run depends on in its record."""
         folder = create(self.path, self.command, self.config, keep=self.goes_on, looked=self.looked)
         (self.path / "error.log").unlink(missing_ok=True)  # of the run that failed
-        folder.write("running", inputs=self.inputs)
+        folder.write("running", inputs=self.inputs, job=job())
         return folder
 
     @contextlib.contextmanager
@@ -63,15 +65,17 @@ class Place:
 
 
 def find_place(command: str, config: dict) -> Place:
-    """The run's folder as `choose` gives it, and with resume=auto what is in it.
+    """The run's folder as `choose` gives it, and with resume=auto, or where a scheduler starts its job again, what is in it.
 
     Raises UsageError where another run is there: of another command, other settings or other files.
     """
     if config["resume"] not in ("never", "auto"):
         raise UsageError(f"resume={config['resume']}: {command} goes on in out=DIR by itself", "resume=auto or never")
+    if not typed("resume=") and comes_back(place(config)):
+        config["resume"] = "auto"
     if config["resume"] == "never":
         return Place(command, choose(command, config), config, _inputs(config))
-    if config["out"] is None:
+    if place(config) is None:
         raise UsageError("resume=auto looks in out=DIR, and no out is given", "out=DIR")
     path = choose(command, config | {"overwrite": True})
     looked = look(path)
@@ -79,12 +83,12 @@ def find_place(command: str, config: dict) -> Place:
     if record is None or record.get("command") != command:
         return Place(command, choose(command, config), config, _inputs(config))
     left = (path / FOLDER).exists()  # without that, it ended before it had anything to keep
-    place = Place(command, path, config, _inputs(config), left, record.get("status") == "finished", looked)
-    if place.finished or left:
-        _check_same(record, place)
-    if place.finished:
+    found = Place(command, path, config, _inputs(config), left, record.get("status") == "finished", looked)
+    if found.finished or left:
+        _check_same(record, found)
+    if found.finished:
         say(f"{path} has finished already; another out=DIR, or overwrite=true resume=never, does it again")
-    return place
+    return found
 
 
 def _record(path: Path) -> dict | None:
@@ -95,20 +99,20 @@ def _record(path: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 
-def _check_same(record: dict, place: Place) -> None:
+def _check_same(record: dict, new: Place) -> None:
     """Raise UsageError that names the first file or setting which is not as it was."""
     hint = "the same settings, another out=DIR, or overwrite=true resume=never to begin again"
     was = record.get("inputs") or {}
-    for name, digest in place.inputs.items():
+    for name, digest in new.inputs.items():
         if was.get(name, digest) != digest:
-            raise UsageError(f"the run in {place.path} used another {name}: its content has changed", hint)
+            raise UsageError(f"the run in {new.path} used another {name}: its content has changed", hint)
     # as they are read from a file
-    old, new = record.get("config") or {}, json.loads(json.dumps(place.config, default=str))
-    keys = [key for key in [*old, *(k for k in new if k not in old)] if key not in FREE]
-    found = next((d for key in keys for d in differences(old.get(key), new.get(key), key)), None)
+    old, now = record.get("config") or {}, json.loads(json.dumps(new.config, default=str))
+    keys = [key for key in [*old, *(k for k in now if k not in old)] if key not in FREE]
+    found = next((d for key in keys for d in differences(old.get(key), now.get(key), key)), None)
     if found is not None:
-        key, before, now = found
-        raise UsageError(f"the run in {place.path} has other settings: {key} was {before}, is now {now}", hint)
+        key, before, after = found
+        raise UsageError(f"the run in {new.path} has other settings: {key} was {before}, is now {after}", hint)
 
 
 def differences(old, new, key: str) -> Iterator[tuple[str, object, object]]:

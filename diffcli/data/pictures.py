@@ -74,7 +74,9 @@ def write_pngs(x: ArrayLike, folder: Path | str, levels: int | None, names: Sequ
     Path(folder).mkdir(exist_ok=True)
     firsts = range(0, max(1, len(x)), PART)
     limits = _limits(x[first : first + PART] for first in firsts) if levels is None else None
-    for i, a in (found for first in firsts for found in enumerate(pixels(x[first : first + PART], levels, limits), first)):
+    for i, a in (
+        found for first in firsts for found in enumerate(pixels(x[first : first + PART], levels, limits), first)
+    ):
         name = f"{i:06d}" if names is None else names[i]
         with whole(Path(folder) / f"{name}.png") as file:
             Image.fromarray(a[..., 0] if a.shape[-1] == 1 else a).save(file)
@@ -145,7 +147,9 @@ def pixels(x: ArrayLike, levels: int | None, limits: tuple[float, float] | None 
 
 
 def _limits(parts: Iterable[ArrayLike]) -> tuple[float, float]:
-    lows, highs = zip(*((a.min(), a.max()) for a in (np.asarray(part, dtype=np.float64) for part in parts)), strict=True)
+    lows, highs = zip(
+        *((a.min(), a.max()) for a in (np.asarray(part, dtype=np.float64) for part in parts)), strict=True
+    )
     return min(lows), max(highs)
 
 

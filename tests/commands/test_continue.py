@@ -139,3 +139,20 @@ def test_what_goes_with_the_samples_is_there_as_if_nothing_had_happened(cli, tmp
     assert names == {p.name for p in Path("s").iterdir()} - {"run.json"}
     for name in names:
         assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_job_that_its_scheduler_starts_again_goes_on_without_being_told(cli, tmp_path, stopped, monkeypatch):
+    whole = cli(*POINTS, "out=whole")
+    assert whole.code == 0, whole.err
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    stopped(cli, *POINTS, "out=run")
+    twice = cli(*POINTS, "out=run")  # typed once more in the same allocation
+    assert (twice.code, "already holds a run" in twice.err) == (2, True)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert cli(*POINTS, "out=run", "resume=never").code == 2
+    again = cli(*POINTS, "out=run")
+    assert again.code == 0, again.err
+    assert "going on at sample 16 of 40" in again.out
+    assert (tmp_path / "run/samples.npy").read_bytes() == (tmp_path / "whole/samples.npy").read_bytes()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job, whose own restart says nothing of this run
+    assert cli(*POINTS, "out=run").code == 2

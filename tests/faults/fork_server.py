@@ -12,10 +12,13 @@ import sys
 import time
 import traceback
 
+from diffcli.sharing import die_with_parent
+
 PATIENCE = 240  # seconds, of a command that hangs
 
 
 def child(order):
+    die_with_parent()
     os.setsid()
     os.chdir(order["cwd"])
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -52,6 +55,7 @@ def waited(pid):
 
 
 def serve():
+    die_with_parent()  # a test run that is killed leaves nothing behind
     import lightning  # noqa: F401
 
     import diffcli.cli
