@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffcli.commands.run_folder import RunFolder
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.sde import SDE
-from diffcli.errors import UsageError
+from diffcli.errors import DiffcliError, UsageError
 from diffcli.signals import received
 from diffcli.writing import as_sentence
 
@@ -123,13 +123,15 @@ def check_walk(denoiser: Denoiser, kind: str, last: str, warn: bool = True) -> N
 def recorded(folder: RunFolder):
     """A failure inside goes to error.log with its trace, and into run.json, before it is passed on; then others may write there.
 
-    A file that cannot be written or read becomes a DiffcliError that names it.
+    A file that cannot be written or read becomes a DiffcliError that names it; so does a UsageError, which stands for a run
+    that did not start, where the run had come to something.
     """
     try:
         yield
     except UsageError as error:
-        folder.refused(error)
-        raise
+        if folder.refused(error):
+            raise
+        raise DiffcliError(error.message, error.hint) from error
     except OSError as error:
         folder.failed(error)
         if isinstance(error, BrokenPipeError):

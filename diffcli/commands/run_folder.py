@@ -91,19 +91,21 @@ class RunFolder:
         if self.lock is not None:
             self.lock.free()
 
-    def refused(self, error: BaseException) -> None:
+    def refused(self, error: BaseException) -> bool:
         """Leave nothing of a run that did not start, its own files and the folders made for it, and of one that was to go on all
-        that it found.  A run that has come to something stays, as failed.
+        that it found.  A run that has come to something stays, as failed.  Returns whether it did not start.
         """
         if results(self.path) != self.found:
             self.failed(error)
-        elif self.earlier is not None:
+            return False
+        if self.earlier is not None:
             with contextlib.suppress(DiffcliError):
                 write_text(self.path / "run.json", self.earlier)
         else:
             remove_own(self.path)
             self.release()
             _remove_empty(self.made)
+        return True
 
 
 def _remove_empty(folders: list[Path] | tuple) -> None:

@@ -111,7 +111,7 @@ def build_logger(node, folder):
         with pytest.raises(UsageError, match="needs the extra"):
             build(node | {"save_dir": str(folder)}, "logger")
     else:
-        assert build(node | {"save_dir": str(folder)}, "logger").save_dir == str(folder)
+        assert build(node | {"save_dir": str(folder)}, "logger").folder == folder
 
 
 @pytest.mark.parametrize("path", OPTIONS, ids=lambda p: f"{p.parent.name}={p.stem}")

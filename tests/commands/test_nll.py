@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import multivariate_normal, norm
 from scipy.stats import t as student
 
@@ -308,6 +309,29 @@ def test_a_failure_leaves_what_was_measured(cli, tmp_path):
     assert (done.code, done.err.count("error: ")) == (4, 1), done.err
     assert len(table(tmp_path / "l/nll.csv")["log_prob"]) == 32
     assert json.loads((tmp_path / "l/run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize(("cut", "code"), [("01", 2), ("20", 1)])
+def test_a_picture_that_cannot_be_decoded(cut, code, cli, tmp_path):
+    """In the first batch nothing was started, exit 2; after it the run has failed, exit 1, and its rows are kept."""
+    (tmp_path / "p").mkdir()
+    for i in range(24):
+        noise = np.random.default_rng(i).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / f"p/{i:02d}.png")
+    data = ("data=image_folder", "data.root=p", "data.size=4", "data.val_fraction=0.2")
+    train = ("network=mlp", "network.width=8", "trainer.max_steps=1", "batch_size=2", "preview.every=0", "device=cpu")
+    done = cli("train", *data, *train, "out=t")
+    assert done.code == 0, done.err
+    picture = tmp_path / f"p/{cut}.png"
+    picture.write_bytes(picture.read_bytes()[:1000])
+    done = cli("nll", "ckpt=t/checkpoints/last.ckpt", "split=all", "batch_size=16", "out=l", *RK4)
+    assert (done.code, done.err.count("error: ")) == (code, 1), done.err
+    assert f"{cut}.png cannot be decoded" in done.err and "try: remove or replace it" in done.err
+    if code == 2:
+        assert not (tmp_path / "l").exists()
+    else:
+        assert len(table(tmp_path / "l/nll.csv")["log_prob"]) == 16
+        assert json.loads((tmp_path / "l/run.json").read_text())["status"] == "failed"
 
 
 @pytest.mark.parametrize(

@@ -414,11 +414,14 @@ def test_a_refusal_in_the_middle_of_a_run_costs_nothing_that_was_done(keep, tmp_
     """As of a picture that cannot be decoded, at step 100,000."""
     with recorded(made(tmp_path / "run")):
         (tmp_path / "run/checkpoints").mkdir()
-    with pytest.raises(UsageError), recorded(made(tmp_path / "run", keep=keep) if keep else made(tmp_path / "new")):
+    begun = made(tmp_path / "run", keep=keep) if keep else made(tmp_path / "new")
+    with pytest.raises(DiffcliError) as caught, recorded(begun):
         path = tmp_path / ("run" if keep else "new")
         (path / "checkpoints").mkdir(exist_ok=True)
         (path / "checkpoints/last.ckpt").write_text("weights")
-        raise UsageError("no picture")
+        raise UsageError("no picture", "remove it")
+    # of a run that was refused 2 would say that nothing was started
+    assert (caught.value.exit_code, caught.value.message, caught.value.hint) == (1, "no picture", "remove it")
     assert (path / "checkpoints/last.ckpt").read_text() == "weights"
     record = json.loads((path / "run.json").read_text())
     assert (record["status"], record["results"]) == ("failed", {"error": "no picture"})
