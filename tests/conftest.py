@@ -1,9 +1,14 @@
 """Running commands as a user does, in this process, in a folder of their own."""
 
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+
+for _signal in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    if signal.getsignal(_signal) is signal.SIG_IGN:  # as of what a shell starts in the background; the tests send them
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 
 torch.set_num_threads(1)  # the suite runs in as many processes as there are cores
 
