@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from diffcli.commands import report_seeds
 from diffcli.commands.collected import collect
 from diffcli.commands.common import plain
 from diffcli.commands.figures import better
@@ -13,7 +14,7 @@ from diffcli.errors import UsageError
 from diffcli.explain import report_plot
 from diffcli.writing import unwritten, write_text
 
-FILES = ("report.csv", "report.md", "report.png")
+FILES = ("report.csv", "report_seeds.csv", "report.md", "report.png")
 
 
 def run(cfg) -> int:
@@ -34,21 +35,26 @@ def run(cfg) -> int:
             say(line)
     for line in unread:
         say(f"warning: {line}")
-    if config["dry_run"]:
-        say(f"would write {', '.join(FILES)} in {to}")
-        return 0
     panels = [panel for table in found if (panel := panel_of(table)) is not None]
+    means = report_seeds.sheet(found)
+    made = [name for name in FILES if (name != "report_seeds.csv" or means) and (name != "report.png" or panels)]
+    if config["dry_run"]:
+        say(f"would write {', '.join(made)} in {to}")
+        return 0
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise unwritten(to, error) from error
     write_text(to / "report.csv", sheet(found))
     write_text(to / "report.md", markdown(found, f"Runs in {folder}", "report.png" if panels else None))
+    if means:
+        write_text(to / "report_seeds.csv", means)
     if panels:
         report_plot.plot(panels, to / "report.png")
-    else:
-        (to / "report.png").unlink(missing_ok=True)  # of an earlier report; there is nothing to draw now
-    for name in FILES[: 3 if panels else 2]:
+    for name in FILES:
+        if name not in made:
+            (to / name).unlink(missing_ok=True)  # of an earlier report
+    for name in made:
         say(f"  {to / name}")
     return 0
 
@@ -65,4 +71,7 @@ def panel_of(table: Table) -> report_plot.Panel | None:
                 report_plot.Point(run.name, {k: run.settings.get(k) for k in table.varied}, value.value, value.error)
             )
     names = dict.fromkeys(table.varied, number)
-    return report_plot.Panel(table.command, table.by, better(table.by), table.varied, points, names) if points else None
+    panel = report_plot.Panel(
+        table.command, table.by, better(table.by), table.varied, points, names, compares=not table.own
+    )
+    return panel if points else None

@@ -41,6 +41,7 @@ class Table:
     same: dict[str, object]
     figures: list[str]
     notes: list[str] = field(default_factory=list)
+    own: list[str] = field(default_factory=list)  # settings that differ and make `by` another figure for each run
 
 
 def value_of(run: Run, figure: str) -> Value | None:
@@ -69,6 +70,8 @@ def _table(command: str, runs: list[Run], by: str | None) -> Table:
     varied, same = _differing(runs)
     ranked = sorted(done, key=lambda run: _order(run, chosen))
     table = Table(command, chosen, ranked, [run for run in runs if not run.finished], varied, same, names)
+    if command == "train" and chosen in ("val_loss", "best_val_loss", "loss"):
+        table.own = [key for key in varied if key.partition(".")[0] in OWN_LOSS]
     table.notes = _notes(table)
     return table
 
@@ -97,7 +100,11 @@ def _differing(runs: list[Run]) -> tuple[list[str], dict[str, object]]:
         key
         for key in differ
         for part in differ
-        if (key.startswith(f"{part}.") or (part == "ckpt" and key.partition(".")[0] in OF_MODEL and key != part))
+        if (
+            key.startswith(f"{part}.")
+            or (part == "ckpt" and key.partition(".")[0] in OF_MODEL and key != part)
+            or (part == "seed" and key.endswith(".seed"))
+        )
         and _follows(columns[key], columns[part])
     }
     return [key for key in differ if key not in implied], same
@@ -109,10 +116,9 @@ def _follows(values: list, of: list) -> bool:
 
 def _notes(table: Table) -> list[str]:
     notes = []
-    differing = [key for key in table.varied if key.partition(".")[0] in OWN_LOSS]
-    if table.command == "train" and differing and table.by in ("val_loss", "best_val_loss", "loss"):
+    if table.own:
         notes.append(
-            f"{table.by} is of each run's own loss, and {_listed(differing)} differ: it does not compare these runs; "
+            f"{table.by} is of each run's own loss, and {_listed(table.own)} differ: it does not compare these runs; "
             "a likelihood or a distance does (diffcli nll or evaluate of each, in this folder, then by=FIGURE)"
         )
     for command in ("nll", "evaluate"):

@@ -3,6 +3,7 @@
 import csv
 import io
 
+from diffcli.commands import report_seeds
 from diffcli.commands.collected import Run
 from diffcli.commands.figures import Value, better
 from diffcli.commands.report_table import Table, number, value_of
@@ -11,6 +12,7 @@ from diffcli.metrics.card_text import ARROWS, rounded
 SHOWN = 4  # figures on screen; the files have all
 WIDEST = 28  # of a cell on screen
 WIDTH = 150  # of a line there
+MEANS = "mean ± standard deviation over seeds"
 
 
 def shown(value: Value | None) -> str:
@@ -45,7 +47,8 @@ def ordered(table: Table) -> list[str]:
 
 def title(table: Table) -> str:
     n, failed = len(table.ranked) + len(table.others), len(table.others)
-    by = f", best first by {table.by}" if table.by and len(table.ranked) > 1 else ""
+    order = "in order of" if table.own else "best first by"
+    by = f", {order} {table.by}" if table.by and len(table.ranked) > 1 else ""
     return f"{table.command}: {n} run{'s' * (n != 1)}{by}" + (f"; {failed} not finished" if failed else "")
 
 
@@ -88,11 +91,13 @@ def _why(run: Run) -> str:
 
 
 def lines(table: Table) -> list[str]:
-    """The table on screen, with as many of the settings as fit."""
+    """The table on screen, of means where seeds repeat, with as many of the settings as fit."""
     varied, found = list(table.varied), [title(table)]
     while len(line := _columns(table, varied)) and max(map(len, line)) > WIDTH and len(varied) > 1:
         varied.pop()
     found += line
+    if report_seeds.alike(table):
+        found.append(f"  {MEANS}; each run is in report.md")
     if left_out := table.varied[len(varied) :]:
         found.append(f"  and {', '.join(left_out[:8])}{', …' * (len(left_out) > 8)} differ: see report.md")
     found += [f"  not finished: {line}" for line in left(table)]
@@ -104,7 +109,7 @@ def _columns(table: Table, varied: list[str]) -> list[str]:
         return []
     cells = [
         [cell if len(cell) <= WIDEST else f"…{cell[1 - WIDEST :]}" for cell in row]
-        for row in rows(table, varied, ordered(table)[:SHOWN])
+        for row in (report_seeds.rows if report_seeds.alike(table) else rows)(table, varied, ordered(table)[:SHOWN])
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     return ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -124,15 +129,20 @@ def markdown(found: list[Table], heading: str, picture: str | None) -> str:
                 "</details>",
                 "",
             ]
+        if report_seeds.alike(table):
+            text += [f"{MEANS.capitalize()}:", "", *_piped(report_seeds.rows(table, table.varied, ordered(table)))]
+            text += ["", "Each run:", ""]
         if table.ranked:
-            head, *body = (
-                [cell.replace("|", "\\|") for cell in row] for row in rows(table, table.varied, ordered(table))
-            )
-            text += [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)] + [""]
+            text += [*_piped(rows(table, table.varied, ordered(table))), ""]
         text += [f"- not finished: {line}" for line in left(table)] + [""] * bool(table.others)
         text += [f"*{note}*\n" for note in table.notes]
     text += [f"![the figures]({picture})", ""] if picture else []
     return "\n".join(text)
+
+
+def _piped(cells: list[list[str]]) -> list[str]:
+    head, *body = ([cell.replace("|", "\\|") for cell in row] for row in cells)
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body)]
 
 
 def sheet(found: list[Table]) -> str:

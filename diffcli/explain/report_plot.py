@@ -29,7 +29,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """Runs of one command, best first.  written: how a person writes a value of each setting."""
+    """Runs of one command, best first.  written: how a person writes a value of each setting.
+
+    compares: whether the figure means the same for all of them.
+    """
 
     command: str
     figure: str
@@ -37,6 +40,7 @@ class Panel:
     varied: list[str]
     points: list[Point]
     written: dict[str, Callable[[object], str]]
+    compares: bool = True
 
     def said(self, point: Point, keys: list[str]) -> str:
         """`sde=VP optim.lr=0.001`, or the run's name where nothing was varied."""
@@ -47,13 +51,15 @@ class Panel:
 def plot(panels: list[Panel], path: Path) -> None:
     """Over a number that was varied a line for each choice of the rest; else the runs one below the other, best first."""
     axes_of = [axis_of(panel) for panel in panels]
-    heights = [4.2 if axis else 1.3 + 0.27 * min(len(p.points), MOST) for p, axis in zip(panels, axes_of, strict=True)]
+    heights = [4.2 if axis else 1.3 + 0.27 * min(len(_rows(p)), MOST) for p, axis in zip(panels, axes_of, strict=True)]
     figure, axes = _figure(len(panels), 1, (8.4, sum(heights)), gridspec_kw={"height_ratios": heights})
     for (ax,), panel, axis in zip(axes, panels, axes_of, strict=True):
         (_lines(ax, panel, axis) if axis else _dots(ax, panel))
         bars = BARS.get(panel.command) if any(point.error for point in panel.points) else None
         bars = f"; bars: ± {bars}" if bars else ""
-        ax.set_title(f"{panel.command}: {panel.figure} ({panel.better} is better{bars})", fontsize=10)
+        meaning = f"{panel.better} is better" if panel.compares else "of each run's own loss: not comparable"
+        seeds = "; small: each seed" if len(_rows(panel)) < len(panel.points) else ""
+        ax.set_title(f"{panel.command}: {panel.figure} ({meaning}{bars}{seeds})", fontsize=10)
         ax.grid(True, color="0.92")
         ax.set_axisbelow(True)
         ax.tick_params(labelsize=8)
@@ -108,24 +114,32 @@ def _lines(ax, panel: Panel, axis: str) -> None:
         ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
 
 
-def _dots(ax, panel: Panel) -> None:
-    """A row for each way that runs were set, in the order of their means; runs that only repeat one are dots around it."""
-    found: dict[str, list[Point]] = {}
-    keys = [key for key in panel.varied if key != REPEATED]
-    repeated = len(keys) < len(panel.varied) and bool(keys)
+def _rows(panel: Panel) -> list[tuple[str, list[Point]]]:
+    """What is said of each way that runs were set, and its points, in the order of their means."""
+    keys = [key for key in panel.varied if key != REPEATED] or panel.varied
+    found: dict[tuple, list[Point]] = {}
     for point in panel.points:
-        found.setdefault(panel.said(point, keys if repeated else panel.varied), []).append(point)
-    means = {name: sum(p.value for p in there) / len(there) for name, there in found.items()}
-    rows = sorted(found, key=means.get, reverse=panel.better == "higher")[:MOST]
-    for i, name in enumerate(rows):
-        there = found[name]
+        found.setdefault(tuple(repr(point.settings[key]) for key in keys) or point.name, []).append(point)
+    rows = [(panel.said(there[0], keys), there) for there in found.values()]
+    return sorted(rows, key=lambda row: _mean(row[1]), reverse=panel.better == "higher")
+
+
+def _mean(points: list[Point]) -> float:
+    return sum(p.value for p in points) / len(points)
+
+
+def _dots(ax, panel: Panel) -> None:
+    """A row for each way that runs were set; runs that only repeat one are dots around their mean."""
+    found = _rows(panel)
+    rows = found[:MOST]
+    for i, (_, there) in enumerate(rows):
         error = [there[0].error] if len(there) == 1 and there[0].error else None
-        ax.errorbar([means[name]], [i], xerr=error, fmt="o", color=COLOURS[0], markersize=6, capsize=4)
+        ax.errorbar([_mean(there)], [i], xerr=error, fmt="o", color=COLOURS[0], markersize=6, capsize=4)
         if len(there) > 1:
             ax.plot([p.value for p in there], [i] * len(there), ".", color=COLOURS[0], alpha=0.6)
-    ax.set(yticks=range(len(rows)), yticklabels=rows)
+    ax.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows])
     ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel=panel.figure)
-    ax.set_xscale("log" if _wide([p.value for name in rows for p in found[name]]) else "linear")
+    ax.set_xscale("log" if _wide([p.value for _, there in rows for p in there]) else "linear")
     if len(found) > MOST:
         ax.set_ylabel(f"the best {MOST} of {len(found)}")
 

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import sys
 
@@ -139,7 +140,9 @@ def test_a_training_stands_in_one_row_with_what_was_measured_of_it(cli, tmp_path
 def test_a_loss_of_other_things_is_not_taken_for_a_comparison(cli, tmp_path):
     trained(tmp_path / "s/0", 0.1, 0.9, loss={"weight": "simple"})
     trained(tmp_path / "s/1", 0.1, 0.2, loss={"weight": "likelihood"})
-    assert "val_loss is of each run's own loss, and loss.weight differ" in cli("report", "dir=s").out
+    told = cli("report", "dir=s").out
+    assert "val_loss is of each run's own loss, and loss.weight differ" in told
+    assert "in order of val_loss" in told and "best" not in told.splitlines()[0]
     trained(tmp_path / "t/0", 0.1, 0.9)
     trained(tmp_path / "t/1", 0.2, 0.2)
     assert "own loss" not in cli("report", "dir=t").out
@@ -169,6 +172,65 @@ def test_seeds_are_dots_around_their_mean():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["sde=VE", "sde=VP"], "by their means"
     means, dots = [[*line.get_xdata()] for line in ax.lines if len(line.get_xdata()) > 1], ax.lines[0].get_xdata()
     assert means == [[2.0, 3.0], [1.0, 5.0]] and [*dots] == [2.5]
+
+
+SEEDS = {0.1: (0.9, 0.1, 0.8), 0.01: (0.5, 0.52, 0.51), 0.001: (0.7,)}
+
+
+def test_runs_that_differ_in_their_seed_are_one_row_of_means(cli, tmp_path):
+    """By the mean, not by the luckiest seed; what did not finish is not of it, and the files tell of each run too."""
+    for lr, losses in SEEDS.items():
+        for seed, loss in enumerate(losses):
+            coupling = {"_target_": "diffcli.training.coupling.Reflow", "seed": seed}
+            trained(tmp_path / f"s/{lr}_{seed}", lr, loss, seed=seed, coupling=coupling)
+    again = {"_target_": "diffcli.training.coupling.Reflow", "seed": 0}
+    trained(tmp_path / "s/again", 0.1, 0.9, seed=0, coupling=again)  # the same seed says nothing new
+    write(tmp_path / "s/lost", status="failed", config={"optim": {"lr": 0.01}, "seed": 3})
+    done = cli("report", "dir=s")
+    assert done.code == 0, done.err
+    head, *rows = [line.split() for line in done.out.splitlines()[1:5]]
+    assert head[:3] == ["seeds", "optim.lr", "val_loss"]
+    assert [row[:5] for row in rows[:1]] == [["3", "0.01", "0.510", "±", "0.010"]]
+    assert [row[:2] for row in rows] == [["3", "0.01"], ["3", "0.1"], ["1", "0.001"]]
+    assert "not finished: lost failed" in done.out and "best first by val_loss" in done.out
+    with (tmp_path / "s/report_seeds.csv").open(newline="") as file:
+        found = {float(row["optim.lr"]): row for row in csv.DictReader(file)}
+    for lr, losses in SEEDS.items():
+        row = found[lr]
+        assert (row["command"], row["seeds"], row["val_loss_n"]) == ("train", str(len(losses)), str(len(losses)))
+        assert float(row["val_loss_mean"]) == pytest.approx(statistics.mean(losses), rel=1e-12)
+        if len(losses) > 1:
+            assert float(row["val_loss_sd"]) == pytest.approx(statistics.stdev(losses), rel=1e-12)
+        else:
+            assert row["val_loss_sd"] == ""
+    assert len(sheet(tmp_path / "s")) == 9
+    text = (tmp_path / "s/report.md").read_text()
+    assert text.index("| 3 | 0.01 | 0.510 ± 0.010 |") < text.index("Each run:") < text.index("| 0.1_1 | ")
+    for folder in (tmp_path / "s").glob("*_[12]"):
+        shutil.rmtree(folder)
+    assert cli("report", "dir=s").code == 0
+    assert not (tmp_path / "s/report_seeds.csv").exists(), "one seed each has no means"
+    assert "Each run:" not in (tmp_path / "s/report.md").read_text()
+
+
+def test_a_seed_that_diverged_is_not_left_out_of_the_mean(cli, tmp_path):
+    for seed, loss in enumerate((0.1, math.nan, 0.2)):
+        trained(tmp_path / f"s/a{seed}", 0.1, loss, seed=seed)
+        trained(tmp_path / f"s/b{seed}", 0.2, 0.5 + seed / 10, seed=seed)
+    rows = [line.split() for line in cli("report", "dir=s").out.splitlines()[2:4]]
+    assert rows[0][:3] == ["3", "0.2", "0.60"] and rows[1][:3] == ["3", "0.1", "nan"]
+
+
+def test_the_picture_is_as_high_as_it_has_rows(cli, tmp_path):
+    def height(seeds, rates):
+        for seed in range(seeds):
+            for lr in rates:
+                trained(tmp_path / f"{seeds}/{len(rates)}/{lr}_{seed}", lr, lr + seed, seed=seed)
+        assert cli("report", f"dir={seeds}/{len(rates)}").code == 0
+        with Image.open(tmp_path / f"{seeds}/{len(rates)}/report.png") as picture:
+            return picture.height
+
+    assert height(2, (0.1, 0.2)) == height(9, (0.1, 0.2))
 
 
 def test_a_figure_that_is_not_finite_is_last(cli, tmp_path):
