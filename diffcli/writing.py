@@ -41,7 +41,8 @@ def write_text(path: str | Path, text: str) -> None:
 def unwritten(path: str | Path, error: OSError) -> DiffcliError:
     """The failure as a sentence; numpy's and torch's OSErrors have no errno, and their text is said."""
     reason = error.strerror or str(error) or type(error).__name__
-    return DiffcliError(f"cannot write {path} ({reason}; {free_space(Path(path))})", "out=DIR on another disk")
+    elsewhere = "out=DIR on another disk" if error.errno in OF_WRITING else "another out=DIR"
+    return DiffcliError(f"cannot write {path} ({reason}; {free_space(Path(path))})", elsewhere)
 
 
 def free_space(path: Path) -> str:

@@ -101,6 +101,12 @@ def _sweeping():
     return hydra if hydra is not None and hydra.mode is not None and hydra.mode.name == "MULTIRUN" else None
 
 
+def searches() -> bool:
+    """Whether a sweeper compares the figures of this job and others, which a grid does not."""
+    hydra = _sweeping()
+    return hydra is not None and "optuna" in str(hydra.sweeper.get("_target_"))
+
+
 def note_refusal(folder: Path, command: str, overrides: list[str], outcome: Outcome) -> None:
     """Leave word of a job that started no run; where it cannot be written, what was printed has to do."""
     record = {

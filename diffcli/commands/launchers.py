@@ -20,6 +20,7 @@ from diffcli.writing import write_text
 
 PATIENCE = 10  # seconds for what a process that ended has printed; one that outlives it may hold its output open
 DAY = 24 * 60  # minutes
+GO_ON = ("train", "sample", "nll", "evaluate")  # commands that a job which comes back continues
 STOCK = {"timeout_min": 60, "max_num_timeout": 0}  # of the submitit launchers, where a user says nothing
 
 
@@ -126,9 +127,9 @@ def submitted(launcher, launch: Callable, task: Job, job_overrides: list[list[st
 
 def _usual(params: dict, command: str) -> dict:
     """What stands in the place of submitit's own defaults: a job may take a day, not an hour, and a training whose time is up has
-    saved, and is queued again; it goes on by itself, which other commands do not.
+    saved, and is queued again; it goes on by itself, as sample, nll and evaluate do.
     """
-    usual = {"timeout_min": DAY, "max_num_timeout": 10 if command == "train" else 0}
+    usual = {"timeout_min": DAY, "max_num_timeout": 10 if command in GO_ON else 0}
     return {key: value for key, value in usual.items() if params.get(key) == STOCK[key]}
 
 

@@ -19,6 +19,7 @@ from diffcli.commands.classify import (
 )
 from diffcli.commands.common import check_walk, chosen, pick_device, typed
 from diffcli.commands.fit import check_fit
+from diffcli.commands.job import searches
 from diffcli.commands.run_folder import say
 from diffcli.commands.settings import check_settings
 from diffcli.commands.source import prepare_source, side_of, source_of
@@ -72,6 +73,7 @@ def prepare(cfg) -> None:
     if cfg.trainer.accelerator == "gpu":
         pick_device("cuda")
     _check_devices(cfg.trainer)
+    _check_search(cfg.trainer)
     if is_classifier(cfg):
         check_task(cfg)
     if typed("network=exact"):
@@ -171,6 +173,17 @@ def _check_devices(trainer) -> None:
     wanted = trainer.get("devices")
     if str(wanted).isdigit() and int(wanted) > there:
         raise UsageError(f"trainer.devices={wanted}: this machine has {there} {kind}", f"trainer.devices={there}")
+
+
+def _check_search(trainer) -> None:
+    """Refuse a search by val_loss in which no training comes to a validation: it would be found out after all of them."""
+    batches, interval = trainer.max_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
+    if searches() and (interval > batches or trainer.limit_val_batches == 0):
+        raise UsageError(
+            f"the search compares val_loss, and no validation falls within trainer.max_steps={trainer.max_steps}"
+            f" (trainer.val_check_interval={interval})",
+            f"trainer.val_check_interval={batches}",
+        )
 
 
 def build_parts(config: dict) -> Parts | ClassifierParts:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 from diffcli import checkpoint
 from diffcli.commands.changes import NEW_ORDER, Change, check_allowed, check_same
@@ -15,13 +16,22 @@ from diffcli.untrusted.archive import glance
 NAMES = ("last", "step", "best")  # of checkpoints of the same step, the first that is whole
 
 
-def resume_from(parts) -> tuple[Path, Path | None, bool]:
-    """The run's folder, the checkpoint to go on from, and whether that one has reached the last step."""
+class Beginning(NamedTuple):
+    """The run's folder, the checkpoint to go on from, whether that one has reached the last step, and what to say of it."""
+
+    path: Path
+    checkpoint: Path | None = None
+    done: bool = False
+    told: tuple[str, ...] = ()
+
+
+def resume_from(parts) -> Beginning:
+    """Where a training begins.  Raises UsageError for settings that may not have changed, CheckpointError for a bad file."""
     config = parts.config
     wish, home = config["resume"], None
     check_allowed(config["resume_allow"], config)
     if wish == "never":
-        return choose("train", config), None, False
+        return Beginning(choose("train", config))
     if wish == "auto":
         home = place(config)
         if home is None:
@@ -31,18 +41,26 @@ def resume_from(parts) -> tuple[Path, Path | None, bool]:
         found = next((path for path in _newest_first(home / "checkpoints") if _is_whole(path, parts)), None)
         if found is None:  # anew over a training without a whole one, never over another command's run
             again = config["overwrite"] or _record(home).get("command") == "train"
-            return choose("train", config | {"overwrite": again}), None, False
+            there = any((home / "checkpoints").glob("*.ckpt"))
+            told = (f"no checkpoint in {home} can be gone on from: starting again from step 0",) if there else ()
+            return Beginning(choose("train", config | {"overwrite": again}), told=told)
     else:
         found = Path(wish).expanduser()
+        if not found.exists():
+            raise UsageError(
+                f"resume={wish}: there is no such checkpoint", "resume=auto, resume=never, or a checkpoint's path"
+            )
     content = _checked(found, parts)
     path = home or _folder_of(found, config)
+    told = []
     for change in _settings(content, parts, found):
         said = f" ({NEW_ORDER[change.key]})" if change.key in NEW_ORDER else ""
-        say(f"changed: {change}{said}")
-    say(f"resuming from {found} (step {content['global_step']})")
+        told.append(f"changed: {change}{said}")
+    told.append(f"resuming from {found} (step {content['global_step']})")
     finished = _record(found.parent.parent).get("status", "finished") == "finished"
     whole = wish != "auto" or found.name == "last.ckpt"  # else that one is still to be written
-    return path, found, content["global_step"] >= config["trainer"]["max_steps"] and finished and whole
+    done = content["global_step"] >= config["trainer"]["max_steps"] and finished and whole
+    return Beginning(path, found, done, tuple(told))
 
 
 def _folder_of(found: Path, config: dict) -> Path:

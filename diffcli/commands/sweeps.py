@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ def watched(task: Job) -> Iterator[None]:
     make = Plugins.instantiate_launcher
 
     def instantiate_launcher(self, hydra_context, task_function, config):
+        if optuna := sys.modules.get("optuna"):  # which logs each trial in lines of its own, beside Hydra's
+            optuna.logging.set_verbosity(optuna.logging.WARNING)
         launcher = make(self, hydra_context=hydra_context, task_function=task_function, config=config)
         launch, way = launcher.launch, WAYS.get(type(launcher).__name__)
 
@@ -70,6 +73,8 @@ def tidy(folder: Path, made: list[Path]) -> None:
 
     made: the folder and those of its parents that were not there before, the innermost first.
     """
+    with contextlib.suppress(OSError):
+        (folder / ".submitit" / "%j").rmdir()  # submitit makes the folder of a job before it has a number
     jobs = [p for p in folder.glob("*/") if p.name.isdigit()]
     if not any((job / "run.json").exists() for job in jobs):
         for name in [job / REFUSED for job in jobs]:

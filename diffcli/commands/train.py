@@ -49,7 +49,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
     if not typed("resume=") and comes_back(place(config)):
         config["resume"] = "auto"
     looked = look(place(config)) if config["resume"] == "auto" else None
-    path, resume, done = resume_from(parts)
+    path, resume, done, told = resume_from(parts)
     steps = config["trainer"]["max_steps"]
     _warn(parts)
     if done:
@@ -57,17 +57,19 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         say("to go on: a larger trainer.max_steps, with resume=auto resume_allow=[trainer.max_steps]")
         return 0
     fitted = isinstance(parts.model, Fitted)
-    if config["dry_run"] and fitted:
-        say(f"would fit network={chosen('network')} to {len(parts.data.split('train')):,} items in {path}")
-        return 0
     if config["dry_run"]:
-        say(f"would train {parameters(parts.model):,} parameters for {steps} steps in {path}")
+        fit_ = f"fit network={chosen('network')} to {len(parts.data.split('train')):,} items"
+        train = f"train {parameters(parts.model):,} parameters for {steps} steps"
+        for line in (*told, f"would {fit_ if fitted else train} in {path}"):
+            say(line)
         return 0
     trainer = None if fitted else build_trainer(config, path, found)
     logger = None if fitted else build_logger(config, path)
     goes_on = is_within(resume, path) or (looked is not None and not config["overwrite"])
     folder = create(path, "train", config, keep=goes_on, looked=looked)
     with recorded(folder):
+        for line in told:
+            say(line)
         folder.write("running", job=job())
         write_text(path / "config.yaml", OmegaConf.to_yaml(config))
         if fitted:

@@ -39,7 +39,7 @@ class GracefulStop(L.Callback):
         if threading.current_thread() is not threading.main_thread():
             yield  # only the main thread may set handlers
             return
-        heard = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]  # nohup
+        heard = [s for s in SIGNALS if signal.getsignal(s) != signal.SIG_IGN]  # of nohup, and of a script's background
         previous = {s: signal.signal(s, self._flag) for s in heard}
         try:
             yield

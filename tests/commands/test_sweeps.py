@@ -96,7 +96,7 @@ def test_a_sweep_goes_on_with_what_is_not_finished(cli, tmp_path):
 def test_a_search_minimises_the_validation_loss(cli, tmp_path):
     """The best trial is the run of the lowest val_loss; one that fails does not end the search; with resume=auto it is the same."""
     words = ["train", "-m", *TINY, "sweep=learning_rate_search", "hydra.sweeper.n_trials=4", "out=s"]
-    words += ["hydra.sweeper.sampler.n_startup_trials=2", "batch_size=8,0"]
+    words += ["hydra.sweeper.sampler.n_startup_trials=4", "hydra.sweeper.sampler.seed=3", "batch_size=8,0"]
     done = cli(*words)
     found = records(tmp_path / "s")
     refused = list((tmp_path / "s").glob("*/refused.json"))
@@ -115,6 +115,14 @@ def test_a_search_of_which_every_trial_fails_is_a_sentence(cli, tmp_path):
     done = cli("train", "-m", *TINY, "sweep=learning_rate_search", "hydra.sweeper.n_trials=2", "batch_size=0", "out=s")
     assert done.code == 2
     assert "no job of the search came to a figure" in done.err and "Traceback" not in done.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_search_without_a_validation_is_refused_before_any_training(cli, tmp_path):
+    words = [word for word in TINY if "val_check" not in word]
+    done = cli("train", "-m", *words, "sweep=learning_rate_search", "hydra.sweeper.n_trials=1", "out=s")
+    assert done.code == 2
+    assert "no validation falls within trainer.max_steps=4 (trainer.val_check_interval=250)" in done.err
     assert not (tmp_path / "s").exists()
 
 

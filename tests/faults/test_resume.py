@@ -118,6 +118,7 @@ def test_all_damaged_is_a_new_start_and_a_named_path_a_refusal(cli, run, injecte
     done = cli("train", *settings(f"out={run}", "resume=auto"))
     assert done.code == 0, done.err
     assert done.out.count("skipped: ") == 6
+    assert "starting again from step 0" in done.out
     assert load(run / "checkpoints/last.ckpt")["global_step"] == 4
     assert len(list((run / "checkpoints").glob("*.ckpt.old"))) == 6, "what could not be read is lost"
     injected("all checkpoints damaged", "a new start, or exit 3 where one was named", 2, 2)
@@ -199,6 +200,13 @@ def test_a_step_is_looked_up_in_nothing_that_would_not_be_read(run, tmp_path):
     os.mkfifo(pipe)
     assert load(packed)["global_step"] == 4
     assert [_step(path) for path in (whole, packed, pipe)] == [4, math.inf, math.inf]
+
+
+@pytest.mark.parametrize("wish", ["yes", "nowhere/last.ckpt"])
+def test_a_checkpoint_that_is_not_there_is_named_with_what_would_fit(cli, run, wish):
+    done = cli("train", *settings(f"out={run}", f"resume={wish}"))
+    assert done.code == 2
+    assert done.err.startswith(f"error: resume={wish}: there is no such checkpoint\ntry: resume=auto, resume=never")
 
 
 def test_another_kind_of_model_is_refused_and_nothing_of_it_touched(cli, run):
