@@ -36,3 +36,40 @@ def cli(tmp_path, monkeypatch, capfd):
         return Result(code, out, err)
 
     return run
+
+
+def rows(reports) -> list[dict]:
+    """Shares of one name added up; a failed test of a fault, which has none, is a row of its own."""
+    found: dict[str, dict] = {}
+    for report in reports:
+        shares = [share for key, share in report.user_properties if key == "fault"]
+        if report.failed and not shares and "tests/faults/" in report.nodeid:
+            name = report.nodeid.rpartition("tests/faults/")[2]
+            shares = [{"name": name, "expected": "the test failed", "n": 1, "survived": 0, "lost": 0.0, "stock": ""}]
+        for share in shares:
+            row = found.setdefault(share["name"], share | {"n": 0, "survived": 0, "lost": 0.0})
+            for name in ("n", "survived", "lost"):
+                row[name] += share[name]
+            row["stock"] = row["stock"] or share["stock"]
+    return list(found.values())
+
+
+def table(found: list[dict]) -> str:
+    """Markdown."""
+    lines = ["| fault | injected | as expected | work lost | expected | stock parts |", "|---|---|---|---|---|---|"]
+    for row in sorted(found, key=lambda r: r["name"]):
+        lost = f"{row['lost']:.1f} s" if row["lost"] else "none"
+        lines.append(
+            f"| {row['name']} | {row['n']} | {row['survived']} | {lost} | {row['expected']} | {row['stock'] or '–'} |"
+        )
+    n, survived = (sum(row[k] for row in found) for k in ("n", "survived"))
+    lines.append(f"| **all** | **{n}** | **{survived}** | {sum(row['lost'] for row in found):.1f} s | | |")
+    return "\n".join(lines)
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """The table of `make faults`: what was injected, how often, and what came of it."""
+    found = rows([r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, []) if r.when == "call"])
+    if found:
+        terminalreporter.section("faults")
+        terminalreporter.write_line(table(found))

@@ -1,4 +1,4 @@
-"""The table of `make faults`: what was injected, how often, and what came of it."""
+"""How faults are injected: commands in sessions of their own, and what is said of each."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-KEY = "fault"
+KEY = "fault"  # of a share, which tests/conftest.py adds up
 sys.path.insert(0, str(Path(__file__).parent))  # `from fault_lines import …`, whatever pytest's import mode is
 
 
@@ -32,45 +32,10 @@ def injected(record_property):
     return say
 
 
-def rows(reports) -> list[dict]:
-    """Shares of one name added up; a failed test of the folder is a row of its own."""
-    found: dict[str, dict] = {}
-    for report in reports:
-        for key, share in report.user_properties:
-            if key != KEY:
-                continue
-            row = found.setdefault(share["name"], share | {"n": 0, "survived": 0, "lost": 0.0})
-            for name in ("n", "survived", "lost"):
-                row[name] += share[name]
-            row["stock"] = row["stock"] or share["stock"]
-    return list(found.values())
-
-
-def table(found: list[dict]) -> str:
-    """Markdown."""
-    lines = ["| fault | injected | as expected | work lost | expected | stock parts |", "|---|---|---|---|---|---|"]
-    for row in sorted(found, key=lambda r: r["name"]):
-        lost = f"{row['lost']:.1f} s" if row["lost"] else "none"
-        lines.append(
-            f"| {row['name']} | {row['n']} | {row['survived']} | {lost} | {row['expected']} | {row['stock'] or '–'} |"
-        )
-    n, survived = (sum(row[k] for row in found) for k in ("n", "survived"))
-    lines.append(f"| **all** | **{n}** | **{survived}** | {sum(row['lost'] for row in found):.1f} s | | |")
-    return "\n".join(lines)
-
-
 def pytest_collection_modifyitems(items) -> None:
     for item in items:
         if "/tests/faults/" in item.path.as_posix():
             item.add_marker(pytest.mark.fault)
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    found = rows([r for r in reports if r.when == "call"])
-    if found:
-        terminalreporter.section("faults")
-        terminalreporter.write_line(table(found))
 
 
 class Command:

@@ -44,9 +44,9 @@ def until(happened, process):
 
 
 def writer(folder):
-    """The process that writes there, from its lock; 0 before there is one."""
+    """The process of the run there, from its lock; 0 before the run has begun."""
     try:
-        return int((folder / ".lock").read_text().split()[1])
+        return int((folder / ".lock").read_text().split()[1]) if (folder / "run.json").exists() else 0
     except (FileNotFoundError, IndexError):
         return 0
 
