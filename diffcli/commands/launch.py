@@ -4,10 +4,14 @@ import logging
 import os
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffcli.commands.common import typed
 from diffcli.errors import UsageError
-from diffcli.training.processes import HERE, Launched, Processes
+from diffcli.training.ranks import HERE, Launched
+
+if TYPE_CHECKING:  # it imports Lightning, which takes longer than to find a wrong setting
+    from diffcli.training.processes import Processes
 
 TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 NO_STEP = 2**32 - 16  # SLURM numbers what is no srun (a batch script, an interactive shell) from here
@@ -67,11 +71,13 @@ def fill_in(cfg, found: Launched) -> None:
         cfg.trainer.devices, cfg.trainer.num_nodes = found.per_node, found.nodes
 
 
-def processes_of(found: Launched, devices: int, nodes: int) -> Processes:
+def processes_of(found: Launched, devices: int, nodes: int) -> "Processes":
     """This process among `nodes` x `devices`: a launcher starts one a device, or one a node, which then starts the others.
 
     Raises UsageError for any other number.
     """
+    from diffcli.training.processes import Processes
+
     size, by = devices * nodes, found.by or "diffcli"
     wanted = f"{nodes} nodes x {devices} devices = {size}" if nodes > 1 else f"{size} (devices)"
     if (found.size, found.nodes) == (size, nodes) and size > 1:
@@ -91,7 +97,7 @@ def processes_of(found: Launched, devices: int, nodes: int) -> Processes:
     )
 
 
-def placed(found: Launched, word: dict) -> Processes:
+def placed(found: Launched, word: dict) -> "Processes":
     """This process, by what rank 0 says of their number."""
     return processes_of(found, word["size"] // found.nodes, found.nodes)
 
@@ -101,11 +107,13 @@ def _local(found: Launched) -> int:
     return int(os.environ.get(names[found.by], found.rank % found.per_node))
 
 
-def build_trainer(config: dict, path: Path, found: Launched | None = None, processes: Processes | None = None):
+def build_trainer(config: dict, path: Path, found: Launched | None = None, processes: "Processes | None" = None):
     """Lightning's Trainer, without callbacks and loggers, of these processes, or of those that `found` and the config make.
 
     Raises UsageError for an option that it refuses, and for numbers of processes that do not agree.
     """
+    from diffcli.training.processes import Processes
+
     strategy = str(config["trainer"].get("strategy"))
     if strategy.startswith("fsdp"):
         raise UsageError(
@@ -123,7 +131,7 @@ def build_trainer(config: dict, path: Path, found: Launched | None = None, proce
     return trainer
 
 
-def _trainer(config: dict, path: Path, processes: Processes):
+def _trainer(config: dict, path: Path, processes: "Processes"):
     import lightning as L
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 

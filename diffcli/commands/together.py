@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import OmegaConf
@@ -19,8 +20,11 @@ from torch.distributed.rendezvous import rendezvous
 
 from diffcli.commands.run_folder import RunFolder
 from diffcli.errors import DiffcliError
-from diffcli.training.processes import Launched, Processes, get, look, put
-from diffcli.training.watch import GRACE, Watch
+from diffcli.training.ranks import GRACE, Launched, get, look, put
+
+if TYPE_CHECKING:
+    from diffcli.training.processes import Processes
+    from diffcli.training.watch import Watch
 
 WORKER = Path(__file__).resolve().parents[1] / "_worker.py"
 SET = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE", "WORLD_SIZE", "OMP_NUM_THREADS")
@@ -91,6 +95,8 @@ def running(
 
     Raises DiffcliError, which names the rank, where another one fails, dies or does not come.
     """
+    from diffcli.training.processes import Processes
+
     processes = getattr(trainer.strategy, "cluster_environment", None)
     if not isinstance(processes, Processes):
         yield
@@ -112,14 +118,14 @@ def running(
         yield
 
 
-def work(processes: Processes) -> tuple[dict, Path, Path | None]:
+def work(processes: "Processes") -> tuple[dict, Path, Path | None]:
     """What rank 0 has said is to be done: the config, the run's folder, and the checkpoint to go on from."""
     words = get(processes.store, "work")
     config = OmegaConf.to_container(OmegaConf.create(words["config"]))
     return config, Path(words["path"]), Path(words["resume"]) if words["resume"] else None
 
 
-def _wait_for_all(processes: Processes, watch: Watch, timeout: float) -> None:
+def _wait_for_all(processes: "Processes", watch: "Watch", timeout: float) -> None:
     end, missing = time.monotonic() + timeout, set(range(1, processes.size))
     while missing:
         missing -= {rank for rank in missing if processes.store.check([f"ready/{rank}"])}
@@ -130,8 +136,10 @@ def _wait_for_all(processes: Processes, watch: Watch, timeout: float) -> None:
 
 
 @contextlib.contextmanager
-def watched(processes: Processes, timeout: float, folder: RunFolder | None = None) -> Iterator[Watch]:
+def watched(processes: "Processes", timeout: float, folder: RunFolder | None = None) -> Iterator["Watch"]:
     """This rank and the processes it starts, under watch; at the end all have left, or are ended."""
+    from diffcli.training.watch import Watch
+
     children = _start(processes)
     processes.watch = watch = Watch(processes, timeout, children, functools.partial(_last_words, folder))
     patience, failed, ending = PATIENCE, False, contextlib.ExitStack()
@@ -175,7 +183,7 @@ def _last_words(folder: RunFolder | None, error: DiffcliError) -> None:
     print(f"error: {error.message}", f"try: {error.hint}", sep="\n", file=sys.stderr, flush=True)
 
 
-def _leave(processes: Processes, children: list, patience: float, failed: bool) -> None:
+def _leave(processes: "Processes", children: list, patience: float, failed: bool) -> None:
     """Rank 0 goes last, since the store goes with it; what it started and does not end is killed."""
     with contextlib.suppress(RuntimeError):  # the store has ended with rank 0
         if processes.rank:
@@ -194,7 +202,7 @@ def _leave(processes: Processes, children: list, patience: float, failed: bool) 
         process.wait()
 
 
-def _has_left(processes: Processes, rank: int, process) -> bool:
+def _has_left(processes: "Processes", rank: int, process) -> bool:
     return (process is not None and process.poll() is not None) or processes.store.check([f"left/{rank}"])
 
 
@@ -204,7 +212,7 @@ def _until(done: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
-def _start(processes: Processes) -> list[tuple[int, subprocess.Popen]]:
+def _start(processes: "Processes") -> list[tuple[int, subprocess.Popen]]:
     """The other ranks of this node, where no launcher has started them; each learns its place from its environment."""
     children = []
     for local in range(1, processes.others + 1):
@@ -216,7 +224,7 @@ def _start(processes: Processes) -> list[tuple[int, subprocess.Popen]]:
 
 
 @contextlib.contextmanager
-def _environment(processes: Processes) -> Iterator[None]:
+def _environment(processes: "Processes") -> Iterator[None]:
     """What torch reads of a rank, and nothing of it afterwards: the next job of a sweep has its own."""
     before, threads = {name: os.environ.get(name) for name in SET}, torch.get_num_threads()
     os.environ.update(processes.environment())

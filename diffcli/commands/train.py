@@ -3,6 +3,7 @@
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
@@ -23,7 +24,9 @@ from diffcli.data.base import identity
 from diffcli.diffusion.fitted import Fitted
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.explain.noise_sequence import sample_of, warnings
-from diffcli.training.processes import Processes
+
+if TYPE_CHECKING:
+    from diffcli.training.processes import Processes
 
 WARNED_ON = 500  # items that the warnings are measured on, at most
 
@@ -78,7 +81,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         return fit(parts, trainer, path, resume, folder, logger, here)
 
 
-def follow(processes: Processes, port: int) -> int:
+def follow(processes: "Processes", port: int) -> int:
     """A rank that is not the first: it loads what rank 0 made of the command line, trains with it, and writes nothing."""
     processes.open(port=port)
     config, path, resume = work(processes)

@@ -1,38 +1,17 @@
-"""The processes of one training: which rank this one is, and the store through which they speak beside torch."""
+"""The processes of one training, as Lightning asks for them, and the store through which they speak beside torch."""
 
-import json
-import os
-import socket
-from dataclasses import dataclass
 from datetime import timedelta
 
 from lightning.fabric.plugins.environments import ClusterEnvironment
 from torch.distributed import TCPStore
 
-HERE = "127.0.0.1"
-
-
-@dataclass(frozen=True)
-class Launched:
-    """The processes that something else (`by`) started with one command line, and which of them this one is."""
-
-    by: str = ""
-    rank: int = 0
-    size: int = 1
-    node: int = 0
-    nodes: int = 1
-    address: str = HERE
-    port: int = 0
-
-    @property
-    def per_node(self) -> int:
-        return self.size // self.nodes
+from diffcli.training.ranks import HERE
 
 
 class Processes(ClusterEnvironment):
     """What Lightning is told of the processes: all of them are there when it starts, so it starts none.
 
-    The store is rank 0's, on a port of its own for each training: `put` and `get` are of words that JSON has.
+    The store is rank 0's, on a port of its own for each training: see `ranks.put` and `ranks.get`.
     """
 
     def __init__(
@@ -99,23 +78,3 @@ class Processes(ClusterEnvironment):
 
     def node_rank(self) -> int:
         return self.node
-
-
-def put(store: TCPStore, key: str, value) -> None:
-    """Say `value`, of anything that JSON has, under a key."""
-    store.set(key, json.dumps(value))
-
-
-def get(store: TCPStore, key: str):
-    """What was said under a key; waits for it."""
-    return json.loads(store.get(key))
-
-
-def look(store: TCPStore, key: str):
-    """What was said under a key; None if nothing was."""
-    return get(store, key) if store.check([key]) else None
-
-
-def where() -> str:
-    """This process, to be found by a person."""
-    return f"pid {os.getpid()} on {socket.gethostname()}"

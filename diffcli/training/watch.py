@@ -13,12 +13,12 @@ import lightning as L
 import torch
 
 from diffcli.errors import DiffcliError
-from diffcli.training.processes import Processes, get, look, put, where
+from diffcli.training.processes import Processes
+from diffcli.training.ranks import GRACE, get, look, put, where
 
 PERIOD = 0.5  # seconds between two signs of life
 SILENCE = 10  # such periods without one, and a rank is taken for dead
 FIRST = 15.0  # seconds that a process group's own time-out is let go first: it reaches the main thread, where it can
-GRACE = 5.0  # seconds for the main thread to end by itself once it is known that the training has failed
 SYMPTOMS = ("gloo", "nccl", "c10d", "connection", "tcpstore", "timed out", "socket")  # of another rank's end
 
 

@@ -37,6 +37,7 @@ def moons(cli, tmp_path):
         for name, value in content["ema"].items():
             content["ema"][name] = content["state_dict"][name] = torch.randn(value.shape, generator=generator) / 4
         KEPT.update(content)
+    path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write(copy.deepcopy(KEPT), path)
     return "ckpt=run/checkpoints/last.ckpt"
 

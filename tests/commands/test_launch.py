@@ -12,7 +12,7 @@ from diffcli.data.points import Points
 from diffcli.errors import UsageError
 from diffcli.randomness import Draw
 from diffcli.training.data import BatchOrder
-from diffcli.training.processes import Launched
+from diffcli.training.ranks import Launched
 
 TINY = (
     "data=moons", "data.n=200", "network=mlp", "network.width=8", "network.blocks=1", "batch_size=10", "preview.every=0",

@@ -254,6 +254,7 @@ def test_one_run_is_a_report_too(cli, tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["report.csv", "report.md", "report.png"]
 
 
+@pytest.mark.heavy
 def test_a_sweep_over_samplers_and_steps_is_drawn_as_lines(cli, tmp_path):
     words = ["network=exact", "data=mixture", "n=32", "repeats=2", "compared=32", "sampler=ddim,heun", "steps=2,4,8"]
     done = cli("evaluate", "-m", *words, "out=s")

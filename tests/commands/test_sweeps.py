@@ -65,6 +65,7 @@ def test_what_has_no_figure_is_no_number_for_a_search(outcome):
     assert float(Outcome(0, figure=1.5)) == 1.5
 
 
+@pytest.mark.heavy
 def test_jobs_side_by_side_are_the_jobs_one_after_the_other(cli, tmp_path):
     """The same folders, numbers, seeds and samples, and what went wrong is said by the same words."""
     words = [*SAMPLE, "steps=1,2,0", "seed=3"]
@@ -127,7 +128,10 @@ def test_a_search_without_a_validation_is_refused_before_any_training(cli, tmp_p
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", pytest.param("sample", marks=pytest.mark.heavy), pytest.param("evaluate", marks=pytest.mark.heavy)],
+)
 def test_every_ready_sweep_runs(command, cli, tmp_path):
     """Each makes as many jobs as its line says, which a dry run finds sound."""
     said = {"sde_x_loss": 6, "sampler_x_steps": 24, "learning_rate": 5}

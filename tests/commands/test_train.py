@@ -173,6 +173,7 @@ def test_tensorboard(cli, tmp_path, monkeypatch):
     assert list((tmp_path / "t/tensorboard").glob("events.*"))
 
 
+@pytest.mark.heavy
 def test_two_processes_make_one_run(tmp_path):
     """2 gloo processes: one folder, both ranks' items counted, other weights than one process gives; sweeps of it work."""
     command = [

@@ -226,7 +226,7 @@ def test_a_value_that_is_not_finite_ends_it():
 
     model = Broken(build("vp", "linear"), mixture_2d())
     x, _ = at_t_min(model, 3)
-    with pytest.raises(NumericalError, match="non-finite value at lam = 0.* evaluations"):
+    with pytest.raises(NumericalError, match="non-finite value at t = 0.* evaluations"):
         Likelihood("exact", steps=16)(model, x, item_noise(x))
 
 

@@ -102,7 +102,8 @@ def test_a_sweep_of_which_nothing_began_leaves_nothing(cli, tmp_path):
     assert not (tmp_path / "s").exists() and not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("launcher", BOTH)
+@pytest.mark.heavy
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_a_killed_job_leaves_the_others(launcher, sweep, cli, tmp_path, injected):
     process = sweep(*SAMPLE, f"steps={LONG},{SHORT},{SHORT}", *LAUNCHERS[launcher])
     pid = until(lambda: writer(tmp_path / "s/0"), process)
@@ -237,6 +238,7 @@ def slurm(tmp_path, monkeypatch):
     return lambda: dict(ast.literal_eval((tmp_path / "options").read_text()))
 
 
+@pytest.mark.heavy
 def test_jobs_of_slurm_are_jobs_of_a_sweep(slurm, sweep, tmp_path, injected):
     process = sweep(*SAMPLE, "steps=2,0,3", "hydra/launcher=submitit_slurm")
     out, _ = process.communicate(timeout=PATIENCE)
@@ -266,7 +268,8 @@ def test_a_stopped_sweep_cancels_its_jobs_of_slurm(slurm, sweep, tmp_path, injec
 def test_a_training_on_slurm_is_queued_again_where_its_time_is_up():
     stock = {"timeout_min": 60, "max_num_timeout": 0, "nodes": 1}
     assert launchers._usual(stock, "train") == {"timeout_min": 1440, "max_num_timeout": 10}
-    assert launchers._usual(stock, "sample") == {"timeout_min": 1440, "max_num_timeout": 0}
+    assert launchers._usual(stock, "sample") == {"timeout_min": 1440, "max_num_timeout": 10}
+    assert launchers._usual(stock, "compare") == {"timeout_min": 1440, "max_num_timeout": 0}
     assert launchers._usual({"timeout_min": 30, "max_num_timeout": 2}, "train") == {}
 
 
@@ -322,6 +325,7 @@ def test_a_training_that_diverges_leaves_the_others(cli, tmp_path, injected):
     injected("a training of a sweep that diverges", "the others finish, exit 4, the report names it")
 
 
+@pytest.mark.heavy
 def test_stock_parts_let_one_death_end_the_others(tmp_path):
     """What the launchers rest on: joblib's own processes are one pool, and submitit's first lost result ends the wait."""
     import submitit

@@ -203,8 +203,8 @@ def test_the_picture_shows_images_and_points(shape, held, tmp_path):
     training, held_out, samples = ((10 * normal(n, size, i)).reshape(n, *shape) for i, n in enumerate((30, 12, 5)))
     check = MemorisationCheck(training, held_out if held else None, shown=3)
     check.add(samples)
-    draw(check, check.result(), 17 if len(shape) == 3 else None, tmp_path / "of" / "neighbours.png")
-    with Image.open(tmp_path / "of" / "neighbours.png") as picture:
+    draw(check, check.result(), 17 if len(shape) == 3 else None, tmp_path / "neighbours.png")
+    with Image.open(tmp_path / "neighbours.png") as picture:
         assert picture.width == 1485
         colours = {colour for _, colour in picture.convert("RGB").getcolors(2**20)}
     assert len(colours) > 50

@@ -65,7 +65,7 @@ def stopped(tmp_path, signum, *words, group=False):
     ("signum", "code", "words"),
     [
         pytest.param(signal.SIGINT, 130, (), marks=pytest.mark.heavy),
-        (signal.SIGTERM, 143, ("trainer.accumulate_grad_batches=2",)),
+        pytest.param(signal.SIGTERM, 143, ("trainer.accumulate_grad_batches=2",), marks=pytest.mark.heavy),
         pytest.param(signal.SIGUSR1, 138, (), marks=pytest.mark.heavy),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_signal_saves_and_stops_and_the_run_goes_on(cli, tmp_path, signum, cod
     assert (again.code, "finished" in again.out) == (0, True)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_signal_to_all_its_processes_is_no_failure(tmp_path):
     # what Ctrl-C in a terminal does: the processes that load data get it too, here while they are being waited for
     (tmp_path / "pictures").mkdir()
