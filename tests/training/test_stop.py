@@ -60,13 +60,13 @@ def stopped(tmp_path, signum, *words, group=False):
     return process.returncode, record, content["global_step"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("signum", "code", "words"),
     [
-        pytest.param(signal.SIGINT, 130, (), marks=pytest.mark.heavy),
-        pytest.param(signal.SIGTERM, 143, ("trainer.accumulate_grad_batches=2",), marks=pytest.mark.heavy),
-        pytest.param(signal.SIGUSR1, 138, (), marks=pytest.mark.heavy),
+        (signal.SIGINT, 130, ()),
+        (signal.SIGTERM, 143, ("trainer.accumulate_grad_batches=2",)),
+        (signal.SIGUSR1, 138, ()),
     ],
 )
 def test_a_signal_saves_and_stops_and_the_run_goes_on(cli, tmp_path, signum, code, words):
