@@ -1,5 +1,7 @@
 """Batches in an order that is a function of (seed, position, rank): nothing to save, exact resume, any number of workers."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Iterator
 
@@ -67,6 +69,8 @@ def readable(batch):
 
 def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
     """Endless batches (x, y) in source units."""
+    if workers:
+        atexit.register(_end_workers)
     return DataLoader(
         Readable(items),
         batch_sampler=order,
@@ -88,6 +92,14 @@ def _deaf(_) -> None:
     """Let the main process alone answer signals: a loader that died of Ctrl-C would take the run with it."""
     for s in SIGNALS:
         signal.signal(s, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """End the workers of a loader that is still there when the program ends: Python's own SIGTERM, for which it waits, they do not
+    hear."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _as_is(batch):
