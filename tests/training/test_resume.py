@@ -76,7 +76,9 @@ def assert_goes_on_the_same(cli, whole, words, name):
     for part in ("state_dict", "ema", "global_step", "best"):
         assert_same(best[0][part], best[1][part], f"best of {name}: {part}")
     results = [json.loads((run / "run.json").read_text())["results"] for run in (whole, folder)]
-    of_steps = ("loss",) if step < record_of(whole)["steps"] else ()  # where none is left to take, there is no loss of one
+    of_steps = (
+        ("loss",) if step < record_of(whole)["steps"] else ()
+    )  # where none is left to take, there is no loss of one
     for key in ("images_seen", *of_steps, "val_loss", "best_val_loss"):
         assert results[0][key] == results[1][key], key
 
