@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diffcli.errors import DiffcliError, UsageError
 from diffcli.help import ABOUT, command_help, usage
-from diffcli.signals import Interrupted, Interrupts, check, received
+from diffcli.signals import Interrupted, Interrupts, begin, check, received
 from diffcli.writing import as_sentence, unwritten
 
 ALIASES = {"likelihood": "nll"}
@@ -141,6 +141,7 @@ def _job(command: str, cfg):
     from diffcli.commands.run_folder import leave
 
     left: BaseException | None = None
+    begin()
     try:
         module = importlib.import_module(f"diffcli.commands.{MODULES.get(command, command)}")
         check()

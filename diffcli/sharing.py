@@ -13,7 +13,7 @@ import torch
 from torch.multiprocessing import get_context
 
 from diffcli.errors import DiffcliError
-from diffcli.signals import SIGNALS
+from diffcli.signals import held
 
 
 class Task(Protocol):
@@ -39,12 +39,9 @@ def share(task: Task, jobs: list, devices: list[torch.device]) -> Iterator[Any]:
             ours, theirs = context.Pipe(duplex=False)
             arguments = content, jobs[i :: len(devices)], device, threads, theirs
             process = context.Process(target=_work, args=arguments, daemon=True)
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            try:  # one that is broken off in the middle leaves a process that cannot read what it is to do
-                process.start()  # with them blocked: they reach the whole group, and the parent ends this process
+            with held():  # a start that is broken off leaves a process that cannot read what it is to do
+                process.start()
                 workers.append((process, ours))
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
             theirs.close()
         for k in range(len(jobs)):
             process, ours = workers[k % len(devices)]

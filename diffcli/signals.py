@@ -1,12 +1,18 @@
 """Signals at the outermost boundary: the first one ends a command like Ctrl-C, with a sentence and its own exit code."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
+LAUNCHERS = (signal.SIGTERM, signal.SIGUSR1)  # what a launcher sends to the ranks that are left of a failure
+
 _received = 0
+_held = False
+_failing = False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,6 +38,40 @@ def check() -> None:
         raise Interrupted(_received)
 
 
+def begin() -> None:
+    """A job begins: the failure of the one before it has been told."""
+    global _failing
+    _failing = False
+
+
+def failing() -> None:
+    """A failure is known: until it has been told, what a launcher sends because of it must not hide it."""
+    global _failing
+    _failing = True
+    if threading.current_thread() is threading.main_thread():
+        for signum in LAUNCHERS:
+            if (
+                signal.getsignal(signum) == signal.SIG_DFL
+            ):  # a process that was started for this training, and ends with it
+                signal.signal(signum, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Signals wait until the end of what must not be broken off, a process's start, which inherits them blocked.
+
+    To block them is not enough in this process: another of its threads takes them, and the main one then runs the handler.
+    """
+    global _held
+    before, _held = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS), True
+    try:
+        yield
+    finally:
+        _held = False
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    check()
+
+
 class Interrupts:
     """While entered, the first signal raises Interrupted in the main thread; Ctrl-C after that ends the process at once.
 
@@ -45,6 +85,7 @@ class Interrupts:
     def __enter__(self) -> None:
         global _received
         _received = 0
+        begin()
         if threading.current_thread() is not threading.main_thread():
             return  # only there can a handler be set, and only there would it run
         for signum in SIGNALS:
@@ -59,8 +100,12 @@ class Interrupts:
 
     def _answer(self, signum, frame) -> None:
         global _received
+        if _failing and signum in LAUNCHERS:
+            return
         if not _received:
             _received = signum
-            raise Interrupted(signum)
+            if not _held:
+                raise Interrupted(signum)
+            return
         if signum == signal.SIGINT:
             os._exit(128 + signum)  # the other processes of the command end with this one

@@ -3,10 +3,8 @@
 import contextlib
 import functools
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from diffcli.commands.run_folder import RunFolder
 from diffcli.errors import DiffcliError
+from diffcli.signals import failing
 from diffcli.training.ranks import GRACE, Launched, get, look, put
 
 if TYPE_CHECKING:
@@ -142,13 +141,13 @@ def watched(processes: "Processes", timeout: float, folder: RunFolder | None = N
 
     children = _start(processes)
     processes.watch = watch = Watch(processes, timeout, children, functools.partial(_last_words, folder))
-    patience, failed, ending = PATIENCE, False, contextlib.ExitStack()
+    patience, failed = PATIENCE, False
     try:
         watch.start()
         yield watch
     except Exception as error:
         patience, failed = GRACE + 3, True
-        ending.enter_context(_deaf())
+        failing()
         cause = watch.cause(error)
         if cause is None:
             raise
@@ -157,23 +156,8 @@ def watched(processes: "Processes", timeout: float, folder: RunFolder | None = N
         patience = 0
         raise
     finally:
-        with ending:
-            watch.stop()
-            _leave(processes, children, patience, failed)
-
-
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """While a failure is looked into, what a launcher sends to the ranks that are left of it would hide its cause."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only there could a handler be set
-        return
-    before = {signum: signal.signal(signum, signal.SIG_IGN) for signum in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        watch.stop()
+        _leave(processes, children, patience, failed)
 
 
 def _last_words(folder: RunFolder | None, error: DiffcliError) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import lightning as L
 
-from diffcli.signals import SIGNALS
+from diffcli.signals import SIGNALS, failing
 from diffcli.training.agreement import Agreement
 from diffcli.training.checkpoints import Checkpoints
 
@@ -43,6 +43,9 @@ class GracefulStop(L.Callback):
         previous = {s: signal.signal(s, self._flag) for s in heard}
         try:
             yield
+        except Exception:
+            failing()
+            raise
         except SystemExit as error:  # Lightning's word for a KeyboardInterrupt
             raise KeyboardInterrupt from error
         finally:

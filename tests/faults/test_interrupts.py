@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fault_lines import EXACT, SAMPLE, SMALL, check_whole
 
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.exact import GaussianMixture
-from diffcli.signals import Interrupts
+from diffcli.signals import Interrupted, Interrupts, failing, held
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 NAMES = [s.name for s in SIGNALS]
@@ -214,6 +215,34 @@ def test_the_other_processes_of_a_command_end_too(moment, signum, group, start, 
         time.sleep(0.05)
     assert not left
     injected("a signal to a command on two devices", "128 + n, both processes end")
+
+
+def test_a_signal_that_another_thread_takes_does_not_break_off_what_must_not_be():
+    """Blocking reaches one thread alone: the kernel gives the signal to another, and Python runs the handler in the main one."""
+    done, end = [], threading.Event()
+    other = threading.Thread(target=end.wait)
+    other.start()
+    try:
+        with pytest.raises(Interrupted) as error, Interrupts():
+            with held():
+                signal.pthread_kill(other.ident, signal.SIGTERM)
+                time.sleep(0.05)
+                done.append("the whole of it")
+            done.append("and more")
+    finally:
+        end.set()
+        other.join()
+    assert done == ["the whole of it"]
+    assert error.value.signum == signal.SIGTERM
+
+
+def test_once_a_failure_is_known_a_launchers_sigterm_does_not_hide_it():
+    with Interrupts():
+        failing()
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
 
 
 AT_IMPORT = """

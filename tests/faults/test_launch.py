@@ -144,10 +144,20 @@ def test_a_rank_that_dies_leaves_the_other_jobs_of_a_sweep(start, tmp_path, inje
     injected("kill -9 of one rank of two in the first job of a sweep", "the second job finishes")
 
 
+LATE_WORD = """
+import diffcli.cli as cli
+import time
+def late(*arguments, **more):  # torchrun has sent its SIGTERM by then
+    time.sleep(2)
+    return report(*arguments, **more)
+report, cli.report = cli.report, late
+"""
+
+
 @pytest.mark.heavy
-@pytest.mark.parametrize("rank", [0, 1])
-def test_under_torchrun_the_dead_rank_is_named_too(tmp_path, rank, injected):
-    (tmp_path / "sitecustomize.py").write_text(IN_STEP.format(rank=rank, step=4, what=KILL))
+@pytest.mark.parametrize(("rank", "more"), [(0, ""), (0, LATE_WORD), (1, "")], ids=["0", "0-late", "1"])
+def test_under_torchrun_the_dead_rank_is_named_too(tmp_path, rank, more, injected):
+    (tmp_path / "sitecustomize.py").write_text(IN_STEP.format(rank=rank, step=4, what=KILL) + more)
     paths = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "diffcli", "train",
