@@ -1,10 +1,12 @@
-"""Microseconds that a sampler adds to an evaluation of the network: ours, diffusers, k-diffusion and azula in one run.
+"""Microseconds that a sampler adds to an evaluation of the network: all of ours on a fixed grid, diffusers, k-diffusion and azula.
 
-    python benchmarks/sampler_overhead.py
+    python benchmarks/sampler_overhead.py [--quick]                        # half a minute; quick: 8 s
 
-The network returns zeros of its input's shape, 16 x 3 x 32 x 32 in float32, on one thread.  All walk the same steps in turn, again
+The network returns zeros of its input's shape, 16 x 3 x 32 x 32 in float32, on one thread.  All walk as many steps in turn, again
 and again; the least and the median over the rounds are of whole walks, divided by the evaluations.  "arithmetic" is
 `x = a x + b f` in place: what no sampler can do without.  Theirs is asked as it is used, with a plain function as the network.
+The noise of our stochastic samplers is drawn before; what drawing costs is in the row "noise", a sample of which is a function of
+the seed and its number alone.
 """
 
 import argparse
@@ -14,14 +16,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import torch
+import yaml
 from sampler_peers import import_k_diffusion
 from torch import Tensor, nn
 
+from diffcli.commands.walk import build_sampler
 from diffcli.diffusion.grid import Scales, UniformLam
 from diffcli.diffusion.prediction import Eps
-from diffcli.diffusion.samplers import DDIM, AdamsMoulton, Deis, DPMpp2M, Euler, Heun, Sampler, UniPC, sample
+from diffcli.diffusion.samplers import FixedGrid, Sampler, most_steps, sample
 from diffcli.diffusion.schedule import Linear
 from diffcli.diffusion.sde import VP
+from diffcli.paths import conf_dir
+from diffcli.randomness import ItemNoise
 
 SHAPE = (16, 3, 32, 32)
 
@@ -33,10 +39,25 @@ class Zeros(nn.Module):
         return torch.zeros_like(x)
 
 
-def ours(sampler: Sampler, steps: int, grid=UniformLam) -> Callable[[Tensor], None]:
-    model = Eps(VP(Linear()), Zeros())
-    times = grid()(model.sde, steps // sampler.evaluations)
-    return lambda x: sample(model, sampler, x, times, None, last="stop")
+def samplers() -> dict[str, Sampler]:
+    """Every sampler of conf/sampler that walks along a grid."""
+    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((conf_dir() / "sampler").glob("*.yaml"))}
+    built = {name: build_sampler(node) for name, node in nodes.items()}
+    return {name: sampler for name, sampler in built.items() if isinstance(sampler, FixedGrid)}
+
+
+def times_of(name: str, sampler: Sampler, sde, steps: int) -> Tensor:
+    if sampler.one_level:
+        return torch.full((steps + 1,), sde.t_min, dtype=torch.float64)
+    return (Scales() if name == "abm" else UniformLam())(sde, steps)
+
+
+def ours(name: str, sampler: Sampler, nfe: int) -> tuple[Callable[[Tensor], None], int]:
+    """A walk of as many evaluations as fit in nfe, and how many those are."""
+    model, z = Eps(VP(Linear()), Zeros()), torch.randn(SHAPE)
+    steps = max(1, most_steps(sampler, nfe))
+    times = times_of(name, sampler, model.sde, steps)
+    return lambda x: sample(model, sampler, x, times, lambda counter: z, last="stop"), sampler.cost(steps)
 
 
 def k_diffusion(name: str, steps: int) -> Callable[[Tensor], None]:
@@ -80,44 +101,46 @@ def arithmetic(steps: int) -> Callable[[Tensor], None]:
     return walk
 
 
+def noise(n: int) -> Callable[[Tensor], None]:
+    draw = ItemNoise(0, range(SHAPE[0]), SHAPE[1:])
+
+    def walk(x: Tensor) -> None:
+        for i in range(n):
+            draw(i)
+
+    return walk
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--evaluations", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--quick", action="store_true", help="8 rounds")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    n = options.evaluations
-    walks = {
-        "arithmetic": arithmetic(n),
-        "ours euler": ours(Euler(), n),
-        "ours ddim": ours(DDIM(), n),
-        "ours heun": ours(Heun(), n),
-        "ours dpmpp_2m": ours(DPMpp2M(), n),
-        "ours deis": ours(Deis(), n),
-        "ours unipc": ours(UniPC(), n),
-        "ours abm": ours(AdamsMoulton(), n, Scales),
-        "diffusers Euler": diffusers("EulerDiscrete", n),
-        "diffusers DDIM": diffusers("DDIM", n),
-        "diffusers DPMSolverMultistep": diffusers("DPMSolverMultistep", n),
-        "diffusers UniPC": diffusers("UniPCMultistep", n),
-        "k-diffusion euler": k_diffusion("euler", n),
-        "k-diffusion dpmpp_2m": k_diffusion("dpmpp_2m", n),
-        "azula DDIM": azula("DDIM", n),
-        "azula Heun": azula("Heun", n),
-        "azula zEAB": azula("zEAB", n),
+    n, rounds = options.evaluations, 8 if options.quick else options.rounds
+    walks = {"arithmetic": (arithmetic(n), n), "noise": (noise(n), n)}
+    walks |= {f"ours {name}": ours(name, sampler, n) for name, sampler in samplers().items()}
+    walks |= {
+        f"diffusers {name}": (diffusers(name, n), n)
+        for name in ("EulerDiscrete", "DDIM", "DPMSolverMultistep", "UniPCMultistep")
     }
+    walks |= {f"k-diffusion {name}": (k_diffusion(name, n), n) for name in ("euler", "dpmpp_2m")}
+    walks |= {f"azula {name}": (azula(name, n), n) for name in ("DDIM", "Heun", "zEAB")}
     x, took = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)), {name: [] for name in walks}
-    for walk in walks.values():
+    for walk, _ in walks.values():
         walk(x)
-    for _ in range(options.rounds):
-        for name, walk in walks.items():
+    for _ in range(rounds):
+        for name, (walk, evaluations) in walks.items():
             begun = time.perf_counter()
             walk(x)
-            took[name].append((time.perf_counter() - begun) / n * 1e6)
+            took[name].append((time.perf_counter() - begun) / evaluations * 1e6)
     print("| sampler | least, µs an evaluation | median |\n| --- | --- | --- |")
     for name, seconds in took.items():
         print(f"| {name} | {min(seconds):.0f} | {statistics.median(seconds):.0f} |")
+    worst = max((statistics.median(s), name) for name, s in took.items() if name.startswith("ours"))
+    print(f"\nThe most of ours: {worst[1]}, {worst[0]:.0f} µs.")
 
 
 if __name__ == "__main__":

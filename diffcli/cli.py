@@ -14,7 +14,7 @@ from diffcli.writing import as_sentence, unwritten
 
 ALIASES = {"likelihood": "nll"}
 MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
-FROM_CHECKPOINT = ("sample", "encode", "decode", "interpolate", "nll", "evaluate", "compare", "explain", "diagnose")
+FROM_CHECKPOINT = ("sample", "encode", "decode", "interpolate", "nll", "evaluate", "compare", "explain", "diagnose", "tune")
 
 
 class _Unread(BaseException):
@@ -103,8 +103,10 @@ def _run(command: str, args: list[str]) -> int:
     from diffcli.commands.job import Job
     from diffcli.commands.run_folder import new_folder
     from diffcli.commands.sweeps import folder_of, tidy, watched
+    from diffcli.memory import keep_freed
     from diffcli.paths import conf_dir
 
+    keep_freed()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, and what a person reads is written here
     flags, settings = _split(args)
     _check_removals(command, settings)

@@ -22,7 +22,7 @@ LAYERS = {
     "checkpoint": 2, "untrusted": 2, "training": 2, "data": 2, "interchange": 2, "metrics": 2, "sampling": 2, "sharing": 2,
     "randomness": 2, "explain": 2, "diagnosis": 2,
     "diffusion": 1, "networks": 1,
-    "advice": 0, "help": 0, "paths": 0, "errors": 0, "signals": 0, "writing": 0, "__init__": 0,
+    "advice": 0, "help": 0, "memory": 0, "paths": 0, "errors": 0, "signals": 0, "writing": 0, "__init__": 0,
 }  # fmt: skip
 TALK = {"advice", "help", "paths"}  # for what meets the user: cli, commands, and each other
 LIBRARIES = {  # library -> parts or modules that may import it; those that are not named here go anywhere
