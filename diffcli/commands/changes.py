@@ -14,7 +14,7 @@ WITHIN = ("sde", "schedule", "network", "prediction", "levels", "level", "condit
 ELSEWHERE = ("coupling", "ckpt", "sweep", "experiment", "devices", "device")
 # what makes no difference to a weight, to the best of them, or to the order of the data
 FREE = ("out", "overwrite", "debug", "dry_run", "resume", "resume_allow", "logger", "preview", "checkpoint", "workers")
-FREE += ("timeout", "sampler", "grid")  # the last two of the previews
+FREE += ("timeout", "resident", "sampler", "grid")  # the last two of the previews
 FREE += tuple(
     f"trainer.{name}"
     for name in ("log_every_n_steps", "max_time", "profiler", "detect_anomaly", "num_sanity_val_steps")

@@ -32,6 +32,7 @@ from diffcli.diffusion.fitted import Fitted
 from diffcli.diffusion.loss import Loss, TrainingSet
 from diffcli.errors import UsageError
 from diffcli.randomness import key
+from diffcli.training.augment import Augment
 from diffcli.training.condition import Condition
 
 GROUPS = {
@@ -83,6 +84,7 @@ def prepare(cfg) -> None:
     data = build(OmegaConf.to_container(cfg.data, resolve=True), "data")
     for split in ("train", "val"):
         data.split(split)  # a missing file is found before anything is made
+    Augment(data, **cfg.augment)  # refuses what these items cannot be given
     for note in data.notes:
         say(f"note: {note}")
     if is_classifier(cfg):

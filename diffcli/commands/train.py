@@ -114,6 +114,7 @@ def fit(
 ) -> int:
     """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
     from diffcli.training.agreement import Agreement
+    from diffcli.training.augment import Augment
     from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints, sweep
     from diffcli.training.classification import Classification
     from diffcli.training.ema import EMA
@@ -140,6 +141,8 @@ def fit(
         batch_size=config["batch_size"],
         seed=config["seed"],
         workers=config["workers"],
+        resident=config["resident"] * 2**20,
+        augment=Augment(parts.data, **config["augment"]),
         dequantize=config["dequantize"] == "uniform",
         meta={
             "format": checkpoint.FORMAT,

@@ -27,6 +27,10 @@ class Items(Dataset, ABC):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Give the items at `indices` as one batch, X `(B, *S)` and Y `(B,)` int64; IndexError outside the split."""
 
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        """Give all items as they are in memory, X `(N, *S)` and Y `(N,)`; None where they have to be read."""
+        return None
+
     def given(self, indices: Sequence[int] | Tensor, condition: str) -> Tensor:
         """Give the condition of the items at `indices`, "vector" `(B, k)` float32 or "image" `(B, *S')` in source units.
 
@@ -56,6 +60,9 @@ class TensorItems(Items):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         index = torch.as_tensor(indices, dtype=torch.int64)
         return self.x[index], self.y[index]
+
+    def held(self) -> tuple[Tensor, Tensor]:
+        return self.x, self.y
 
     def given(self, indices: Sequence[int] | Tensor, condition: str) -> Tensor:
         if condition != "vector" or self.vectors is None:

@@ -49,6 +49,10 @@ class Given(Items):
     def __getitems__(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         return self.inner.__getitems__(indices)[0], self.inner.given(indices, self.condition)
 
+    def held(self) -> tuple[Tensor, Tensor] | None:
+        held = self.inner.held()
+        return None if held is None else (held[0], self.inner.given(range(len(self.inner)), self.condition))
+
 
 def check_condition(name: str, data: Data) -> None:
     """Raise UsageError where the data have no such condition."""

@@ -1,8 +1,5 @@
 """Batches in an order that is a function of (seed, position, rank): nothing to save, exact resume, any number of workers."""
 
-import atexit
-import multiprocessing
-import signal
 from collections.abc import Iterator
 
 import torch
@@ -11,7 +8,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from diffcli.data.base import Items
 from diffcli.errors import DiffcliError
 from diffcli.randomness import key
-from diffcli.signals import SIGNALS
 
 
 class BatchOrder(Sampler):
@@ -67,40 +63,13 @@ def readable(batch):
     return batch
 
 
-def train_loader(items: Items, order: BatchOrder, workers: int) -> DataLoader:
-    """Endless batches (x, y) in source units."""
-    if workers:
-        atexit.register(_end_workers)
-    return DataLoader(
-        Readable(items),
-        batch_sampler=order,
-        collate_fn=_as_is,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        worker_init_fn=_deaf,
-    )
-
-
 def val_loader(items: Items, batch_size: int, limit: int) -> DataLoader:
     """The first `limit` items once, in order."""
     n = min(limit, len(items))
     batches = [list(range(i, min(i + batch_size, n))) for i in range(0, n, batch_size)]
-    return DataLoader(Readable(items), batch_sampler=batches, collate_fn=_as_is)
+    return DataLoader(Readable(items), batch_sampler=batches, collate_fn=as_is)
 
 
-def _deaf(_) -> None:
-    """Let the main process alone answer signals: a loader that died of Ctrl-C would take the run with it."""
-    for s in SIGNALS:
-        signal.signal(s, signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """End the workers of a loader that is still there when the program ends: Python's own SIGTERM, for which it waits, they do not
-    hear."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _as_is(batch):
-    return batch  # Items gives whole batches
+def as_is(batch):
+    """A batch of `Items`, which gives whole ones."""
+    return batch

@@ -12,8 +12,10 @@ from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.loss import Loss
 from diffcli.randomness import Draw, key
 from diffcli.training.agreement import Agreement
+from diffcli.training.augment import Augment
+from diffcli.training.batches import Batches
 from diffcli.training.condition import Condition
-from diffcli.training.data import BatchOrder, readable, train_loader, val_loader
+from diffcli.training.data import BatchOrder, readable, val_loader
 from diffcli.training.nonfinite import refusal
 from diffcli.training.optim import Optim
 from diffcli.training.resumption import bring_up, position, validate_if_due
@@ -40,6 +42,8 @@ class Steps(L.LightningModule):
         batch_size: int,
         seed: int = 0,
         workers: int = 0,
+        resident: float = math.inf,
+        augment: Augment | None = None,
         dequantize: bool = True,
         meta: dict | None = None,
         agreement: Agreement | None = None,
@@ -47,6 +51,8 @@ class Steps(L.LightningModule):
         super().__init__()
         self.data, self.optim, self.max_steps = data, optim, max_steps
         self.batch_size, self.seed, self.workers, self.meta = batch_size, seed, workers, meta or {}
+        self.resident, self.augment = resident, augment or Augment(data)
+        self.feed: Batches | None = None
         self.dequantize = dequantize and data.transform.levels is not None
         self.batches = 0  # that this rank has taken, over all resumptions
         self.seen = 0  # items that all ranks have taken together
@@ -72,7 +78,8 @@ class Steps(L.LightningModule):
             self.trainer.world_size,
             self.seen,
         )
-        return train_loader(items, order, self.workers)
+        self.feed = Batches(items, order, self.device, self.workers, self.resident)
+        return self.feed
 
     def val_dataloader(self):
         return val_loader(self.items("val"), self.batch_size, VAL_ITEMS)
@@ -105,7 +112,7 @@ class Steps(L.LightningModule):
         torch.manual_seed(
             key(self.seed, number, self.global_rank, "dropout") % 2**63
         )  # networks draw from the global one
-        return self.losses(batch, draw)[0].mean()
+        return self.losses(self.augment(*batch, draw), draw)[0].mean()
 
     def training_step(self, batch, _) -> Tensor:
         loss = self.loss_of(batch, self.batches)

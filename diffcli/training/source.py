@@ -15,11 +15,18 @@ class Source:
 
     def __init__(self, data: Data, dequantize: bool = True):
         self.data, self.dequantize = data, dequantize and data.transform.levels is not None
+        self._kept: dict[tuple, Tensor] = {}  # the items of a split on a device
 
     def __call__(self, x0: Tensor, draw, training: bool) -> Tensor:
         items = self.data.split("train" if training else "val")
         u = draw.uniform("source", (len(x0),), torch.float64)
-        x, _ = items.__getitems__((u.cpu() * len(items)).long())
-        x = x.to(x0.device)
+        index, held = (u * len(items)).long(), items.held()
+        if held is None:
+            x = items.__getitems__(index.cpu())[0].to(x0.device)
+        else:  # where the training is, so that it need not wait for what it draws
+            key = (training, x0.device)
+            if key not in self._kept:
+                self._kept[key] = held[0].to(x0.device)
+            x = self._kept[key][index]
         within = draw.uniform("dequantize source", x.shape) if self.dequantize else None
         return self.data.transform.encode(x, within).to(x0.dtype)

@@ -145,7 +145,8 @@ READING = """
 import re, sys
 import torch
 from diffcli.data.array import Array
-from diffcli.training.data import BatchOrder, train_loader
+from diffcli.training.batches import Batches
+from diffcli.training.data import BatchOrder
 
 
 def memory():
@@ -154,7 +155,7 @@ def memory():
 
 before = memory()
 items = Array(sys.argv[1]).split("train")
-batches = iter(train_loader(items, BatchOrder(len(items), 64, 0), int(sys.argv[2])))
+batches = iter(Batches(items, BatchOrder(len(items), 64, 0), workers=int(sys.argv[2])))
 for _ in range(200):
     x, y = next(batches)
 assert x.shape == (64, 3072)
