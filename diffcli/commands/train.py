@@ -118,6 +118,7 @@ def fit(
     from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints, sweep
     from diffcli.training.classification import Classification
     from diffcli.training.ema import EMA
+    from diffcli.training.ema_profile import profile_of
     from diffcli.training.loggers import CLASSIFIED, COLUMNS, MetricsCSV
     from diffcli.training.module import Training
     from diffcli.training.preview import Preview
@@ -153,7 +154,7 @@ def fit(
         agreement=agreement,
         **more,
     )
-    ema = EMA(config["ema"]["decay"])
+    ema = EMA(profile_of(**config["ema"]))
     progress = [Progress(samples, max_steps)]
     if not classifies:
         seen = parts.data, parts.sampler, parts.grid, config["seed"]

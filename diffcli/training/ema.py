@@ -5,16 +5,18 @@ import contextlib
 import lightning as L
 import torch
 
+from diffcli.training.ema_profile import Profile
+
 
 class EMA(L.Callback):
-    """`average <- d average + (1 - d) weight` after each optimiser step n, `d = min(decay, (1 + n) / (10 + n))`.
+    """`average <- d_n average + (1 - d_n) weight` after each optimiser step n = 1, 2, …, d_n of the profile.
 
     Raw weights stay in the module; averages of the trainable parameters are kept apart in float32, saved under "ema".
     Validation and previews use the averages.
     """
 
-    def __init__(self, decay: float = 0.995):
-        self.decay, self.updates, self.average = decay, 0, {}
+    def __init__(self, profile: Profile):
+        self.profile, self.updates, self.average = profile, 0, {}
         self._raw, self._live = None, ()
 
     def on_fit_start(self, trainer, module) -> None:
@@ -26,7 +28,7 @@ class EMA(L.Callback):
     def on_train_batch_end(self, trainer, module, *_) -> None:
         if trainer.global_step > self.updates:  # not after every batch of an accumulation
             self.updates = trainer.global_step
-            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            decay = self.profile(self.updates)
             live = [p.detach().float() for p in self._live]
             torch._foreach_lerp_(list(self.average.values()), live, 1 - decay)
 

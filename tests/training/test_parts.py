@@ -8,6 +8,7 @@ import torch
 
 from diffcli.training.data import BatchOrder
 from diffcli.training.ema import EMA
+from diffcli.training.ema_profile import Constant
 from diffcli.training.optim import Optim
 
 
@@ -15,7 +16,7 @@ def test_average_is_the_recursion_in_optimiser_steps():
     """Batches within an accumulation, where global_step stands still, do not count."""
     module = torch.nn.Linear(2, 1)
     module.device = torch.device("cpu")
-    ema = EMA(0.9)
+    ema = EMA(Constant(0.9))
     ema.on_fit_start(None, module)
     expected = module.weight.detach().clone()
     for batch in range(1, 201):
