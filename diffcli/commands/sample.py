@@ -17,8 +17,10 @@ from diffcli.commands.model import Model, load_model, read_states
 from diffcli.commands.pairs import write_pairs
 from diffcli.commands.partial import Partial, Rows, chunks
 from diffcli.commands.run_folder import say
+from diffcli.commands.sample_forecast import forecast
 from diffcli.commands.starts import take_inputs, write_translations
 from diffcli.commands.trajectory import Trajectory, draw, watch
+from diffcli.commands.usage import peak_memory
 from diffcli.commands.walk import Walk, nfe_summary, nfe_text, plan_walk, stream
 from diffcli.data.pictures import is_image, picture
 from diffcli.errors import NumericalError, UsageError
@@ -45,13 +47,19 @@ def run(cfg) -> int:
     if cfg.dry_run:
         steps = len(walk.times) - 1
         say(f"would draw {n} samples of shape {model.shape} in {steps} steps from {model.source}")
+
+        def write(folder, x):
+            _write(folder, x, model, cfg.png, names and names[: len(x)])
+
+        for line in forecast(walk, model, device, write):
+            say(line)
         return 0
     folder = place.create()
     with (
         recorded(folder),
         place.rows(n, padded(n, cfg.batch_size), "sample", keeps={"samples": "samples.npy"}) as rows,
     ):
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.process_time()
         trajectory = watch(model, walk.times, n) if cfg.trajectory else None
         _draw(rows, walk, model, device, start, trajectory)
         seconds = time.monotonic() - begun
@@ -72,6 +80,8 @@ def run(cfg) -> int:
             "t_end": float(walk.sampler.end(walk.times)),
             "guidance": model.guidance or None,
             "sampling_seconds": round(seconds, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "peak_memory": peak_memory(device),
             **told,
             **figures,
         }

@@ -20,6 +20,8 @@ from diffcli.commands.resume import is_within, resume_from, set_aside
 from diffcli.commands.run_folder import RunFolder, create, look, place, say, write_text
 from diffcli.commands.settings import seconds
 from diffcli.commands.together import Meeting, meeting, running, watched, work
+from diffcli.commands.train_forecast import forecast
+from diffcli.commands.usage import peak_memory, scratch
 from diffcli.data.base import identity
 from diffcli.diffusion.fitted import Fitted
 from diffcli.errors import DiffcliError, UsageError
@@ -27,6 +29,7 @@ from diffcli.explain.noise_sequence import sample_of, warnings
 
 if TYPE_CHECKING:
     from diffcli.training.processes import Processes
+    from diffcli.training.trial import Trial
 
 WARNED_ON = 500  # items that the warnings are measured on, at most
 
@@ -65,7 +68,7 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         train = f"train {parameters(parts.model):,} parameters for {steps} steps"
         for line in (*told, f"would {fit_ if fitted else train} in {path}"):
             say(line)
-        return 0
+        return 0 if fitted else _try(parts, path, resume, found, here)
     trainer = None if fitted else build_trainer(config, path, found)
     logger = None if fitted else build_logger(config, path)
     goes_on = is_within(resume, path) or (looked is not None and not config["overwrite"])
@@ -81,14 +84,29 @@ def _lead(cfg, found: Launched, here: Meeting | None) -> int:
         return fit(parts, trainer, path, resume, folder, logger, here)
 
 
+def _try(parts: Parts | ClassifierParts, path: Path, resume: Path | None, found: Launched, here: Meeting | None) -> int:
+    """Train a few steps in a folder that is removed, and say what all of them will take."""
+    from diffcli.training.trial import Trial
+
+    with scratch(path) as there:
+        trainer, trial = build_trainer(parts.config, there, found), Trial(parts.config["compile"])
+        code = fit(parts, trainer, there, resume, here=here, trial=trial)
+    for line in forecast(parts.config, trial, trainer) if code == 0 else ():
+        say(line)
+    return code
+
+
 def follow(processes: "Processes", port: int) -> int:
     """A rank that is not the first: it loads what rank 0 made of the command line, trains with it, and writes nothing."""
+    from diffcli.training.trial import Trial
+
     processes.open(port=port)
     config, path, resume = work(processes)
     try:
         with watched(processes, config["timeout"]):
             trainer = build_trainer(config, path, processes=processes)
-            return fit(build_parts(config), trainer, path, resume)
+            trial = Trial(config["compile"]) if config["dry_run"] else None
+            return fit(build_parts(config), trainer, path, resume, trial=trial)
     except DiffcliError as error:
         if processes.watch.alone:
             raise
@@ -111,8 +129,9 @@ def fit(
     folder: RunFolder | None = None,
     logger=None,
     here: Meeting | None = None,
+    trial: "Trial | None" = None,
 ) -> int:
-    """Train; rank 0 keeps the folder's record, the other ranks have none.  Returns the exit code."""
+    """Train; rank 0 keeps the folder's record, the other ranks have none, and a trial has none.  Returns the exit code."""
     from diffcli.training.agreement import Agreement
     from diffcli.training.augment import Augment
     from diffcli.training.checkpoints import AtomicCheckpointIO, Checkpoints, sweep
@@ -155,14 +174,17 @@ def fit(
         **more,
     )
     ema = EMA(profile_of(**config["ema"]))
-    progress = [Progress(samples, max_steps)]
+    progress, preview = [Progress(samples, max_steps)] if trial is None else [], None
     if not classifies:
         seen = parts.data, parts.sampler, parts.grid, config["seed"]
         more = {"condition": parts.condition, "side": parts.side, "agreement": agreement}
-        progress.append(Preview(path, ema, *seen, **config["preview"], **more))
+        progress.append(preview := Preview(path, ema, *seen, **config["preview"], **more))
     checkpoints = Checkpoints(path / "checkpoints", **config["checkpoint"], agreement=agreement)
-    stop = GracefulStop(checkpoints, agreement, seconds(config["trainer"]["max_time"]), tells=folder is not None)
+    limit = seconds(config["trainer"]["max_time"]) if trial is None else None
+    stop = GracefulStop(checkpoints, agreement, limit, tells=folder is not None)
     trainer.callbacks += [ema, *progress, checkpoints, stop]
+    if trial is not None:
+        trainer.callbacks.append(trial.watch(checkpoints, preview))
     trainer.strategy.checkpoint_io = AtomicCheckpointIO()
     if folder is not None:
         sweep(path)
@@ -183,6 +205,9 @@ def fit(
             if not module.batches:
                 raise
             raise DiffcliError(error.message, error.hint) from error
+    if trial is not None and not stop.stopped:
+        module.results(lambda: ema.applied(module))
+        trial.lap("end")
     if folder is not None:
         _finish(folder, trainer, module, ema, checkpoints, stop, time.process_time() - begun)
     return stop.exit_code
@@ -199,6 +224,7 @@ def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seco
         "samples_per_second": metrics.get("samples_per_second"),
         "cpu_seconds": round(cpu_seconds, 1),
         "parameters": parameters(module.model),
+        "peak_memory": peak_memory(trainer.strategy.root_device),
     }
     if not stop.stopped:
         results |= module.results(lambda: ema.applied(module))

@@ -58,14 +58,15 @@ class Preview(L.Callback):
         step = trainer.global_step
         due = self.every and step % self.every == 0 and step != self._done
         if due and module.denoiser.sde.is_process:
-            self._show(trainer, module)
+            self.show(trainer, module)
 
     def on_train_end(self, trainer, module) -> None:
         if self.every and module.denoiser.sde.is_process and not self.agreement.leaving:
             denoise = is_image(self.data.shape) and self.side is None
-            self._show(trainer, module, denoise=denoise, samples=trainer.global_step != self._done)
+            self.show(trainer, module, denoise=denoise, samples=trainer.global_step != self._done)
 
-    def _show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:
+    def show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:
+        """Draw the pictures now, in rank 0."""
         self._done = trainer.global_step
         if not trainer.is_global_zero:
             return

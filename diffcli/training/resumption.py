@@ -159,6 +159,11 @@ def validate_if_due(module, resumed_at: int | None) -> None:
         return
     if resumed_at * trainer.accumulate_grad_batches % trainer.val_check_batch:
         return
+    validate(trainer)
+
+
+def validate(trainer) -> None:
+    """A validation now, while it trains."""
     loop, first = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector._first_loop_iter
     trainer.validating, loop.restarting = True, False
     loop.run()
