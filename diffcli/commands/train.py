@@ -214,7 +214,7 @@ def fit(
 
 
 def _finish(folder: RunFolder, trainer, module, ema, checkpoints, stop, cpu_seconds: float) -> None:
-    metrics = module.figures | {k: v.item() for k, v in trainer.callback_metrics.items()}
+    metrics = module.journal.latest | module.figures | {k: v.item() for k, v in trainer.callback_metrics.items()}
     seen = module.seen
     results = {
         "images_seen": seen,

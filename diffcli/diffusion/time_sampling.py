@@ -56,9 +56,13 @@ class Levels(TimeSampler):
     def __init__(self, T: int = 1000):
         require(T >= 1, f"T must be at least 1, got {T}")
         self.T = T
+        self._there: dict[tuple, Tensor] = {}  # a training must not wait for a copy at every step
 
     def place(self, sde, u):
-        times = training_levels(sde, self.T, u.device)
+        key = sde, sde.t_min, u.device
+        if key not in self._there:
+            self._there = {key: training_levels(sde, self.T, u.device)}
+        times = self._there[key]
         # u < 1, but u len may round to len
         return times[(u * len(times)).long().clamp(max=len(times) - 1)], torch.ones_like(u)
 
@@ -78,7 +82,7 @@ class LogNormal(TimeSampler):
 
     def _ends(self, sde: SDE, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """The cut in standard units."""
-        lam = sde.lam(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64, device=device))
+        lam = sde.lam(_ends_of(sde, device))
         low, high = (-lam - self.p_mean) / self.p_std
         return low, high
 
@@ -112,9 +116,14 @@ class Importance(TimeSampler):
     needs_process = True
 
     def place(self, sde, u):
-        first, last = sde.lam(u.new_tensor([sde.t_min, sde.t_max]))
+        first, last = sde.lam(_ends_of(sde, u.device))
         t = sde.time(first + (last - first) * u).clamp(sde.t_min, sde.t_max)
         return t, (last - first) / (sde.t_max - sde.t_min) / sde.dlam(t)
+
+
+def _ends_of(sde: SDE, device: torch.device | str) -> Tensor:
+    """t_min and t_max, float64, written on the device: for a copy it would have to be waited for."""
+    return torch.stack([torch.full((), t, dtype=torch.float64, device=device) for t in (sde.t_min, sde.t_max)])
 
 
 def time_samplers(T: int = 1000, p_mean: float = -1.2, p_std: float = 1.2) -> dict[str, TimeSampler]:

@@ -6,6 +6,10 @@ import time
 import torch
 from torch import Tensor
 
+from diffcli.training.transfer import sent
+
+WISHES = 3  # numbers that say what a rank wishes
+
 
 class Agreement:
     """What this process wishes (`signum`, `save_at`, `stop_at`), and what all agreed on before the last optimiser step.
@@ -23,18 +27,26 @@ class Agreement:
         """Whether all know that this is the last step."""
         return self.late or self.agreed_signum > 0
 
-    def exchange(self, strategy, figures: Tensor) -> list[list[float]]:
-        """Agree, and return the figures (k,) of each rank; the only time that a step waits for its device."""
+    def ask(self, strategy, figures: Tensor) -> Tensor:
+        """The wishes and the figures (k,) of each rank, (ranks, 3 + k), on the device of the figures."""
         now = time.monotonic()
-        wishes = [self.signum, now >= self.stop_at, now >= self.save_at]
-        rows = _gathered(strategy, torch.cat([figures.new_tensor(wishes), figures]))
-        self._agree([row[:3] for row in rows])
-        return [row[3:] for row in rows]
+        wishes = torch.tensor([self.signum, now >= self.stop_at, now >= self.save_at], dtype=figures.dtype)
+        return _gathered(strategy, torch.cat([sent(wishes, figures.device), figures]))
+
+    @staticmethod
+    def figures(rows):
+        """What of such rows is figures."""
+        return rows[:, WISHES:]
+
+    def agree(self, rows: list[list[float]]) -> list[list[float]]:
+        """Agree on what was asked, now that it is known here; returns the figures of each rank."""
+        self._agree([row[:WISHES] for row in rows])
+        return [row[WISHES:] for row in rows]
 
     def leave(self, strategy, device: torch.device) -> bool:
         """Agree on nothing but whether to leave: between the batches of a validation."""
         wishes = [self.signum, time.monotonic() >= self.stop_at, False]
-        self._agree(_gathered(strategy, torch.tensor(wishes, dtype=torch.float32, device=device)))
+        self._agree(_gathered(strategy, torch.tensor(wishes, dtype=torch.float32, device=device)).tolist())
         return self.leaving
 
     def _agree(self, rows: list[list[float]]) -> None:
@@ -42,5 +54,5 @@ class Agreement:
         self.agreed_signum, self.late, self.save = int(max(signums)), any(late), any(save)
 
 
-def _gathered(strategy, mine: Tensor) -> list[list[float]]:
-    return strategy.all_gather(mine).view(-1, len(mine)).tolist()
+def _gathered(strategy, mine: Tensor) -> Tensor:
+    return strategy.all_gather(mine).view(-1, len(mine))

@@ -85,9 +85,10 @@ class Checkpoints(L.Callback):
 
     def _wind(self) -> None:
         if self.minutes is not None:
-            self.agreement.save_at = time.monotonic() + 60 * self.minutes
+            self.agreement.save_at, self.agreement.save = time.monotonic() + 60 * self.minutes, False
 
     def _save(self, trainer, name: str) -> None:
+        trainer.lightning_module.settle()
         whole = finite(trainer.lightning_module.parameters())
         if not trainer.strategy.reduce_boolean_decision(whole):
             raise NumericalError(

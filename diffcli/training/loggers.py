@@ -20,7 +20,7 @@ from diffcli.errors import UsageError
 from diffcli.training import log_process
 from diffcli.writing import whole
 
-COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "loss_spike", "samples_per_second")
+COLUMNS = ("step", "loss", "val_loss", "lr", "grad_norm", "loss_spike", "samples_per_second", "data_wait")
 WAIT = 60  # seconds for the rest of a log, after the training
 LIMIT = 2**24  # bytes that wait to be logged
 CLASSIFIED = (*COLUMNS[:3], "val_accuracy", *COLUMNS[3:])  # of a classifier

@@ -16,13 +16,12 @@ from diffcli.training.augment import Augment
 from diffcli.training.batches import Batches
 from diffcli.training.condition import Condition
 from diffcli.training.data import BatchOrder, readable, val_loader
-from diffcli.training.nonfinite import refusal
+from diffcli.training.journal import Journal
 from diffcli.training.optim import Optim
+from diffcli.training.precision import narrow
 from diffcli.training.resumption import bring_up, position, validate_if_due
-from diffcli.training.spikes import LossSpike
 
 VAL_ITEMS = 1024  # of the val split, each at one time and one noise that never change
-SKIPPED = 40  # steps in a row: the scaler's factor has come from 65536 to far below 1 by then
 
 
 class Steps(L.LightningModule):
@@ -33,6 +32,7 @@ class Steps(L.LightningModule):
 
     loss: nn.Module
     calmer = "a smaller optim.lr, or trainer.gradient_clip_val"  # where the gradient is not finite
+    lag: int | None = None  # see `behind`; by default 1 on a GPU, which must not run dry, else 0
 
     def __init__(
         self,
@@ -58,11 +58,11 @@ class Steps(L.LightningModule):
         self.seen = 0  # items that all ranks have taken together
         self.validated = -1  # the row of metrics.csv of the last validation
         self._resumed_at: int | None = None
-        self.agreement, self.spike = agreement or Agreement(), LossSpike()
+        self.agreement = agreement or Agreement()
+        self.journal = Journal(self.agreement)
         self._taken: list[Tensor] = []  # the losses since the last optimiser step
         self._validation: dict[str, list[Tensor]] = {}  # figures of the items of the validation under way
         self.figures: dict[str, float] = {}  # of the last validation
-        self._skipped = 0  # steps in a row that the scaler left out
 
     def items(self, split: str) -> Items:
         """What the batches of a split are made of."""
@@ -119,7 +119,6 @@ class Steps(L.LightningModule):
         self._taken.append(loss.detach())
         self.batches += 1
         self.seen += self.batch_size * self.trainer.world_size
-        self.log("loss", loss)
         return loss
 
     def validation_step(self, batch, index: int) -> None:
@@ -136,29 +135,33 @@ class Steps(L.LightningModule):
         """Whether the optimiser may be one that steps in a single kernel, which 16-mixed's scaler does not allow."""
         return self.trainer.precision != "16-mixed"
 
+    @property
+    def behind(self) -> int:
+        """How many steps behind the device its figures are read."""
+        lag = int(self.device.type == "cuda") if self.lag is None else self.lag
+        return lag if self.fused else 0  # the scaler waits for the device anyway
+
+    def settle(self) -> None:
+        """Know of all steps so far that they were finite.  Raises NumericalError on all ranks if one was not."""
+        self.journal.settle(self)
+
+    def on_train_batch_end(self, *_) -> None:
+        self.journal.end(self.trainer, self.feed.waited)
+
+    def on_validation_model_eval(self) -> None:
+        self.settle()  # before the averages take the place of the weights
+        super().on_validation_model_eval()
+
     def on_before_optimizer_step(self, optimizer) -> None:
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in self._graded()])
         size = torch.nn.utils.get_total_norm([p.detach() for p in self.parameters()])
         figures = torch.stack([torch.stack(self._taken).mean(), self._norm, size])
-        rows = self.agreement.exchange(
-            self.trainer.strategy, figures.to(torch.promote_types(figures.dtype, torch.float32))
-        )
         window, self._taken = len(self._taken), []
-        fine = all(math.isfinite(figure) for row in rows for figure in row)
-        self._skipped = 0 if fine else self._skipped + 1
-        if not fine and (self.fused or self._skipped > SKIPPED):  # the scaler leaves out such a step
-            failure = refusal(self, rows[self.global_rank][0], window)
-            if failure is not None:
-                raise failure
         lr = self.optim.rate(self.trainer.global_step, self.max_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        self.log_dict({"grad_norm": self._norm, "lr": lr})
-        spike = self.spike.see(sum(row[0] for row in rows) / len(rows)) if fine else None
-        if spike is not None:
-            self.log("loss_spike", spike)
-        if (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            self.spike.reset()
+        figures = figures.to(torch.promote_types(figures.dtype, torch.float32))
+        self.journal.take(self, optimizer, figures, window, lr, self.behind)
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Lightning's clipping, which refuses a fused optimiser under any mixed precision; the norm is known already."""
@@ -172,6 +175,9 @@ class Steps(L.LightningModule):
 
     def on_before_batch_transfer(self, batch, _):
         return readable(batch)
+
+    def setup(self, stage: str) -> None:
+        narrow(self.trainer, self)
 
     def on_train_start(self) -> None:
         validate_if_due(self, self._resumed_at)
@@ -189,14 +195,14 @@ class Steps(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         place = {"batches": self.batches, "seen": self.seen, "validated": self.validated}
         checkpoint |= self.meta | place | {"world_size": self.trainer.world_size}
-        checkpoint |= {"spike": self.spike.state(), "figures": self.figures}
+        checkpoint |= {"spike": self.journal.spike.state(), "figures": self.figures}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         self._resumed_at = checkpoint["global_step"]
         self.batches, self.seen = position(checkpoint)
         self.validated = checkpoint.get("validated", self._resumed_at - 1)
         if "spike" in checkpoint:
-            self.spike.restore(checkpoint["spike"])
+            self.journal.spike.restore(checkpoint["spike"])
             self.figures = checkpoint["figures"]
         for line in bring_up(checkpoint, self):
             if self.trainer.is_global_zero:

@@ -14,14 +14,15 @@ def finite(tensors) -> bool:
     return torch.stack([torch.isfinite(x).all() for x in tensors]).all().item()
 
 
-def refusal(module, loss: float, window: int) -> NumericalError | None:
+def refusal(module, step, loss: float) -> NumericalError | None:
     """The failure of all ranks, where a figure of one of them is not finite; None if it was the size of the weights alone.
 
     Says the step, the cause that comes first (weights, then losses and what they are of, then gradients) and the rank.
-    loss: of this rank; window: how many batches this step is made of, which are taken again to find out.
+    step: its number, what had been taken when it came, and how many batches (window) it is made of, which are taken again to
+    find out; of a late one the gradients are gone, and the weights still those before it.  loss: of this rank.
     """
     trainer = module.trainer
-    mine = _weight(module) or _loss(module, loss, window) or _gradient(module, window)
+    mine = _weight(module) or _loss(module, loss, step) or _gradient(module, step)
     said = [mine]
     if trainer.world_size > 1:
         said = [None] * trainer.world_size
@@ -32,7 +33,7 @@ def refusal(module, loss: float, window: int) -> NumericalError | None:
     order, rank, what, why, hint = min(known)
     place = [f"rank {rank}"] if trainer.world_size > 1 and order in (LOSS, ALONE) else []
     place = ": ".join([*place, *([why] if why else [])])
-    sentence = f"{what} is not finite at step {trainer.global_step}" + (f" ({place})" if place else "")
+    sentence = f"{what} is not finite at step {step.number}" + (f" ({place})" if place else "")
     return NumericalError(f"{sentence}; the last checkpoint before it is kept", hint or module.calmer)
 
 
@@ -45,35 +46,37 @@ def _weight(module) -> Found:
     return (WEIGHT, f"the weight {name}", "the step before made it so", "") if name else None
 
 
-def _loss(module, loss: float, window: int) -> Found:
+def _loss(module, loss: float, step) -> Found:
     if loss - loss == 0:
         return None
-    for batch, index, _ in _taken(module, window):
+    for batch, index, _ in _taken(module, step):
         bad = [i for i, x in zip(index, batch[0], strict=True) if not torch.isfinite(x).all()]
         if bad:
             return LOSS, "the loss", f"item {bad[0]} of the training data holds nan or inf", DATA
     return LOSS, "the loss", "", ""
 
 
-def _gradient(module, window: int) -> Found:
+def _gradient(module, step) -> Found:
     """The gradients are summed over the ranks; those of this rank alone are known after its batches are taken again."""
-    found = {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
+    several = module.trainer.world_size > 1
+    found = {} if step.late else {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
     name = _first(found)
-    if not name and found and torch.nn.utils.get_total_norm(found.values()).isfinite():
+    if not step.late and not name and found and torch.nn.utils.get_total_norm(found.values()).isfinite():
         return None
-    if module.trainer.world_size > 1 and name:
+    if step.late or (several and name):
         try:
-            alone = _alone(module, window)
+            alone = _alone(module, step)
         except Exception:  # noqa: BLE001 - a second failure, of the search, must not hide the first
             alone = ""
-        if alone:
+        if alone and several:
             return ALONE, f"the gradient of {alone}", "", ""
+        name = name or alone
     return SUMMED, f"the gradient of {name}" if name else "the norm of the gradient", "", ""
 
 
-def _alone(module, window: int) -> str:
+def _alone(module, step) -> str:
     weights = {k: p for k, p in module.named_parameters() if p.requires_grad}
-    for batch, _, number in _taken(module, window):
+    for batch, _, number in _taken(module, step):
         with module.trainer.precision_plugin.train_step_context():
             loss = module.loss_of(batch, number)
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -88,11 +91,11 @@ def _first(tensors: dict[str, Tensor]) -> str:
     return next((name for name, x in tensors.items() if not torch.isfinite(x).all()), "")
 
 
-def _taken(module, window: int):
+def _taken(module, step):
     """This rank's batches of the step, as they were, the places of their items in the data, and the batches' numbers."""
     items, world = module.items("train"), module.trainer.world_size
-    start = module.seen - window * module.batch_size * world
+    start = step.seen - step.window * module.batch_size * world
     order = iter(BatchOrder(len(items), module.batch_size, module.seed, module.global_rank, world, start))
-    for number in range(module.batches - window, module.batches):
+    for number in range(step.batches - step.window, step.batches):
         index = next(order)
         yield module.trainer.strategy.batch_to_device(items.__getitems__(index)), index, number

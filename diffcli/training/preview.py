@@ -68,6 +68,7 @@ class Preview(L.Callback):
     def show(self, trainer, module, denoise: bool = False, samples: bool = True) -> None:
         """Draw the pictures now, in rank 0."""
         self._done = trainer.global_step
+        module.settle()
         if not trainer.is_global_zero:
             return
         module.denoiser.eval()

@@ -1,5 +1,6 @@
 """What is seen while training: a bar on a terminal, a line now and then in a pipe."""
 
+import math
 import sys
 import time
 
@@ -14,7 +15,7 @@ class Progress(L.Callback):
 
     def __init__(self, samples_per_batch: int, max_steps: int):
         self.samples, self.max_steps = samples_per_batch, max_steps
-        self.loss, self.rate, self.warned = None, None, False
+        self.loss, self.rate, self.warned = math.nan, None, False
 
     def on_train_start(self, trainer, module) -> None:
         self.first = self.step = trainer.global_step
@@ -36,9 +37,9 @@ class Progress(L.Callback):
             now = time.monotonic()
             self.rate = self.batches * self.samples / max(now - self.mark, 1e-9)
             self.mark, self.batches = now, 0
-            loss = outputs["loss"].item() * trainer.accumulate_grad_batches
-            self.loss = loss if self.loss is None else 0.9 * self.loss + 0.1 * loss
-            module.log("samples_per_second", self.rate)
+            loss = module.journal.latest.get("loss", math.nan)  # before the first that was read
+            self.loss = 0.9 * self.loss + 0.1 * loss if self.loss == self.loss else loss
+            module.journal.also(samples_per_second=self.rate)
             self._warn(trainer, module)
             self._show(trainer, now)
 

@@ -43,6 +43,9 @@ Training.training_step = step
 """
 
 
+BEHIND = "from diffcli.training.module import Steps\nSteps.lag = 1\n"  # as on a GPU: the host knows of a step during the next
+
+
 def assert_stopped(run, tmp_path, step, *words):
     """Exit 4 with a sentence of these words; the last checkpoint is of the step before, and every one is finite."""
     assert run.wait() == 4, run.said
@@ -64,6 +67,7 @@ real = Training.items
 class Bad:
     def __init__(self, items): self.items = items
     def __len__(self): return len(self.items)
+    def held(self): return None
     def __getitems__(self, index):
         x, y = self.items.__getitems__(index)
         return torch.where(torch.tensor([i == 61 for i in index])[:, None], float("nan"), x), y
@@ -71,16 +75,21 @@ Training.items = lambda self, split: Bad(real(self, split)) if split == "train" 
 """
 
 
+LAGS = pytest.mark.parametrize("lag", ["", pytest.param(BEHIND, marks=pytest.mark.heavy)], ids=["at once", "behind"])
+
+
+@LAGS
 @pytest.mark.parametrize("words", [(), pytest.param(TWO, marks=pytest.mark.heavy)])
-def test_an_item_that_is_not_a_number(start, tmp_path, injected, words):
+def test_an_item_that_is_not_a_number(start, tmp_path, injected, words, lag):
     order, each = BatchOrder(200, 20 * (2 if words else 1), seed=0), 20
     step, index = next((k, index) for k, index in enumerate(order) if 61 in index)
     said = ["item 61", *([f"rank {index.index(61) // each}"] if words else [])]
-    run = start("train", "data=moons", "data.n=200", *TINY, *words, faults=RANK + ITEM)
+    run = start("train", "data=moons", "data.n=200", *TINY, *words, faults=RANK + ITEM + lag)
     assert_stopped(run, tmp_path, step, *said)
     injected("NaN in the data", EXPECTED)
 
 
+@LAGS
 @pytest.mark.parametrize(
     ("fault", "words", "said"),
     [
@@ -90,14 +99,15 @@ def test_an_item_that_is_not_a_number(start, tmp_path, injected, words):
     ],
     ids=["loss", "gradient", "weight"],
 )
-def test_one_process(start, tmp_path, injected, request, fault, words, said):
+def test_one_process(start, tmp_path, injected, request, fault, words, said, lag):
     batch = 7
-    run = start("train", "data=moons", *TINY, *words, faults=RANK + fault.format(batch=batch, rank=0))
+    run = start("train", "data=moons", *TINY, *words, faults=RANK + fault.format(batch=batch, rank=0) + lag)
     assert_stopped(run, tmp_path, 3 if words else batch, *said)
-    injected(f"NaN in a {request.node.callspec.id}", EXPECTED)
+    injected(f"NaN in a {request.node.callspec.id.partition('-')[0]}", EXPECTED)
 
 
 @pytest.mark.heavy
+@LAGS
 @pytest.mark.parametrize(
     ("fault", "words", "said"),
     [
@@ -106,10 +116,10 @@ def test_one_process(start, tmp_path, injected, request, fault, words, said):
     ],
     ids=["loss", "gradient"],
 )
-def test_one_rank_of_two(start, tmp_path, injected, request, fault, words, said):
-    run = start("train", "data=moons", *TINY, *TWO, *words, faults=RANK + fault.format(batch=5, rank=1))
+def test_one_rank_of_two(start, tmp_path, injected, request, fault, words, said, lag):
+    run = start("train", "data=moons", *TINY, *TWO, *words, faults=RANK + fault.format(batch=5, rank=1) + lag)
     assert_stopped(run, tmp_path, 2 if words else 5, *said)
-    injected(f"NaN in the {request.node.callspec.id} of one rank", EXPECTED)
+    injected(f"NaN in the {request.node.callspec.id.partition('-')[0]} of one rank", EXPECTED)
 
 
 STOCK = """

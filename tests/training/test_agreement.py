@@ -24,19 +24,25 @@ class Strategy:
         return torch.stack([mine, torch.tensor(self.other, dtype=mine.dtype)])
 
 
+def exchange(agreement, other, dtype):
+    asked = agreement.ask(Strategy(other), torch.tensor([3.0], dtype=dtype))
+    assert agreement.figures(asked).tolist() == [[3.0], [4.0]]
+    return agreement.agree(asked.tolist())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_one_rank_wishes_all_do(dtype):
     agreement = Agreement()
-    rows = agreement.exchange(Strategy([0, 0, 0, 4.0]), torch.tensor([3.0], dtype=dtype))
+    rows = exchange(agreement, [0, 0, 0, 4.0], dtype)
     assert rows == [[3.0], [4.0]]
     assert not agreement.leaving and not agreement.save
-    agreement.exchange(Strategy([15, 0, 1, 4.0]), torch.tensor([3.0], dtype=dtype))
+    exchange(agreement, [15, 0, 1, 4.0], dtype)
     assert agreement.leaving and agreement.save and agreement.agreed_signum == 15
     assert agreement.signum == 0  # none came here
     agreement = Agreement()
     agreement.signum, agreement.save_at = 2, -math.inf
     assert not agreement.leaving  # a wish of this rank alone
-    agreement.exchange(Strategy([0, 0, 0, 4.0]), torch.tensor([3.0], dtype=dtype))
+    exchange(agreement, [0, 0, 0, 4.0], dtype)
     assert agreement.agreed_signum == 2 and agreement.save and not agreement.late
     agreement = Agreement()
     agreement.stop_at = -math.inf

@@ -18,13 +18,14 @@ class DDPMSimple(Loss):
     def __init__(self, T: int | None = None):
         super().__init__()
         require(T is None or T >= 2, f"T must be at least 2, got {T}")
-        self.T = T
+        self.T, self._times = T, None
 
     def setup(self, denoiser: Denoiser, data: TrainingSet) -> None:
-        levels_of(denoiser.sde, self.T)
+        self._times = levels_of(denoiser.sde, self.T)
 
     def forward(self, denoiser: Denoiser, x0: Tensor, draw, **cond) -> Tensor:
-        t, _ = levels_of(denoiser.sde, self.T)(denoiser.sde, x0.shape[0], draw)
+        times = self._times or levels_of(denoiser.sde, self.T)
+        t, _ = times(denoiser.sde, x0.shape[0], draw)
         eps = draw.normal("eps", x0.shape, x0.dtype)
         xt = denoiser.sde.perturb(x0, t, eps)
         return (denoiser.eps(xt, t, **cond) - eps).flatten(1).square().sum(1)
