@@ -31,10 +31,12 @@ class Loss(nn.Module):
     """`(denoiser, x0 (B, *S), draw, **cond) -> (B,)`, one value an item, summed over event dimensions.
 
     All randomness comes from `draw`, which is a function of (seed, step, rank, purpose).  Parameters of a loss are trained
-    with the model.  double_backward: whether it differentiates the network twice.
+    with the model.  double_backward: whether it differentiates the network twice.  full_precision: whether the network's
+    round-off in bfloat16 would be in its way.
     """
 
     double_backward: bool = False
+    full_precision: bool = False
 
     @abstractmethod
     def forward(self, denoiser: Denoiser, x0: Tensor, draw, **cond) -> Tensor: ...

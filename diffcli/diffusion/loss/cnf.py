@@ -26,6 +26,7 @@ class CNF(Loss):
     """
 
     double_backward = True
+    full_precision = True  # the noise of bfloat16 is no error to solve to
 
     def __init__(
         self,
@@ -78,9 +79,7 @@ class Field(nn.Module):
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the fused kernels cannot be differentiated twice
-            stack.enter_context(
-                torch.autocast(x.device.type, enabled=False)
-            )  # the noise of bfloat16 is no error to solve to
+            stack.enter_context(torch.autocast(x.device.type, enabled=False))
             x = x if outside and x.requires_grad else x.detach().requires_grad_()
             v = self.denoiser.velocity(x, t, **self.cond)
             if self.probe is None:
