@@ -14,6 +14,9 @@ def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(channels, min(32, max(1, channels // 4))), channels)
 
 
+SHORT = 256  # pixels, up to which on a CPU the products are faster than a fused kernel, in bfloat16 twice as fast
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels, added to the input."""
 
@@ -26,11 +29,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, height, width = x.shape
-        q, k, v = (
-            self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, height * width).transpose(3, 4).unbind(1)
-        )
-        h = nn.functional.scaled_dot_product_attention(q, k, v)
-        return x + self.out(h.transpose(2, 3).reshape(b, c, height, width))
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, height * width)
+        if x.device.type == "cpu" and height * width <= SHORT:
+            h = _products(*qkv.unbind(1))
+        else:
+            q, k, v = qkv.transpose(3, 4).unbind(1)
+            h = nn.functional.scaled_dot_product_attention(q, k, v).transpose(2, 3)
+        return x + self.out(h.reshape(b, c, height, width))
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`v softmax(k^T q / sqrt(c))` over the first index of k^T q; all are (B, heads, c, n)."""
+    shape = q.shape
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    return torch.bmm(v, torch.bmm(k.transpose(1, 2), q * shape[2] ** -0.5).softmax(1)).view(shape)
 
 
 class Block(nn.Module):
@@ -47,7 +59,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         scale, shift = self.condition(c)[:, :, None, None].chunk(2, dim=1)
-        h = self.norm(self.first(x)) * (1 + scale) + shift
+        h = torch.addcmul(shift, self.norm(self.first(x)), 1 + scale)
         return self.attention(self.skip(x) + self.last(h))
 
 

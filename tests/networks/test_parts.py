@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from diffcli.networks import unet
 from diffcli.networks.dit import DiT, patchify, positions, unpatchify
 from diffcli.networks.embedding import Condition, Fourier, Sinusoidal
-from diffcli.networks.unet import ResampleBlock, UNet
+from diffcli.networks.unet import Attention, ResampleBlock, UNet
 
 
 def test_fourier_features_make_a_gaussian_kernel():
@@ -143,3 +144,20 @@ def test_a_transformer_block_starts_as_the_identity():
 def test_a_transformer_that_cannot_be_is_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
         DiT(**dict(shape=[1, 8, 8]) | options)
+
+
+def test_attention_is_the_same_by_products_and_by_torch(monkeypatch):
+    """Values and gradients; the projection out of it starts as zero, so it is given weights."""
+    torch.manual_seed(0)
+    net, x = Attention(16, heads=2).double(), torch.randn(3, 16, 4, 6, dtype=torch.float64, requires_grad=True)
+    torch.nn.init.normal_(net.out.weight)
+
+    def found():
+        out = net(x)
+        return [out, *torch.autograd.grad(out.square().sum(), [x, *net.parameters()])]
+
+    ours = found()
+    monkeypatch.setattr(unet, "SHORT", 0)
+    monkeypatch.setattr(unet, "_products", None)
+    for a, b in zip(ours, found(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
