@@ -20,6 +20,7 @@ from diffcli.untrusted.config import (  # noqa: F401 - check_node: for those who
     check_plain,
 )
 from diffcli.untrusted.tensors import check_content, check_named
+from diffcli.untrusted.tuned import check_tuned
 from diffcli.writing import unwritten
 
 FORMAT = 1
@@ -117,6 +118,7 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
     for key, value in content.items():
         if key not in ("config", "state_dict", "ema"):
             check_content(value, key, path)
+    check_tuned(content.get("tuned", []), path)
     return content
 
 

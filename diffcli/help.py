@@ -12,6 +12,7 @@ ABOUT = {
     "evaluate": "compare samples with held-out data",
     "diagnose": "where a model fails: checks with plots on one page; self_check=true: this program's own laws",
     "compare": "samplers side by side on one model: which is best at how many network evaluations",
+    "tune": "fit the times and weights of few steps to one model, for sampler=tuned and grid=tuned",
     "report": "the runs of a sweep, or of any folder, side by side as a table and a picture, best first",
     "samplers": "the table of all samplers: kind, order, evaluations a step",
     "import": "make a checkpoint of a diffusers model, or of what export wrote",

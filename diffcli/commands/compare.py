@@ -19,6 +19,7 @@ from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_process, check_shape, load_model
 from diffcli.commands.options import changed, config_dir, load, words
 from diffcli.commands.run_folder import choose, create, say
+from diffcli.commands.tuned import most_there, with_tuned
 from diffcli.commands.walk import Walk, build_sampler, plan_walk, within_floats
 from diffcli.diffusion.samplers import RK45, Sampler, most_steps
 from diffcli.errors import NumericalError, UsageError
@@ -124,7 +125,7 @@ def _entries(config: dict, model: Model) -> list[Entry]:
     entries = [_entry(text, config) for text in texts]
     for entry in entries:
         try:
-            _plan(entry, 1, config, model)
+            _plan(entry, None, config, model)
         except UsageError as error:  # the sampler itself is fine: it does not go with this model
             entry.refused = error.message.removeprefix("sampler: ")
     if all(entry.refused for entry in entries):
@@ -149,7 +150,7 @@ def _entry(text: str, config: dict) -> Entry:
         raise UsageError(f"{where}: {error.message.removeprefix('sampler: ')}", error.hint) from error
 
 
-def _plan(entry: Entry, steps: int, config: dict, model: Model) -> Walk:
+def _plan(entry: Entry, steps: int | None, config: dict, model: Model) -> Walk:
     with contextlib.redirect_stderr(io.StringIO()):  # the prior's warning was given once
         return plan_walk(config | {"sampler": entry.node, "grid": entry.grid, "steps": steps, "nfe": None}, model)
 
@@ -159,9 +160,10 @@ def _walks(entry: Entry, budgets: list[int], config: dict, model: Model) -> dict
     if entry.sampler.evaluations is None:
         return {None: _plan(entry, 1, config, model)}
     last = config["last"] or entry.sampler.last()
-    most = None if entry.sampler.one_level else build(entry.grid, "grid").steps(model.denoiser.sde)
+    _, grid = with_tuned(entry.sampler, build(entry.grid, "grid"), config | {"sampler": entry.node}, model)
+    most = None if entry.sampler.one_level else grid.steps(model.denoiser.sde)
     calls = model.denoiser.calls
-    fitting = {nfe: most_steps(entry.sampler, nfe // calls - (last == "denoise")) for nfe in budgets}
+    fitting = {nfe: most_there(grid, most_steps(entry.sampler, nfe // calls - (last == "denoise"))) for nfe in budgets}
     return {nfe: _plan(entry, min(k, most or k), config, model) for nfe, k in fitting.items() if k >= 1}
 
 

@@ -31,7 +31,7 @@ def run(cfg) -> int:
     with recorded(folder):
         parts = {part: content["config"][part] for part in ("denoiser", "data")}
         parts |= {key: content["config"].get(key) for key in ("condition", "class_names", "drop", "source")}
-        files = own.write(path, denoiser, parts, content["shape"], cfg.weights)
+        files = own.write(path, denoiser, parts, content["shape"], cfg.weights, content.get("tuned", []))
         try:
             files += diffusers_folder.write(path, denoiser)
             reason = None

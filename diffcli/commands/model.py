@@ -46,6 +46,7 @@ class Model:
     problem: Any = None  # an inverse problem (commands.inverse.Problem) whose measurements are in `given`
     side: Data | None = None  # of a training with source=DATA, where samples start in the place of noise
     inputs: Items | None = None  # the user's own items of that side
+    tuned: list[dict] = field(default_factory=list)  # what diffcli tune left in its checkpoint
 
     @property
     def always_told(self) -> str:
@@ -132,6 +133,7 @@ def _from_checkpoint(cfg) -> Model:
     config |= {"ckpt": str(path), "denoiser": node, "data": data_node, "sde": config.get("sde") or node.get("sde")}
     trained = content["config"]
     model = Model(denoiser, build(data_node, "data"), tuple(content["shape"]), str(path), config, side=side)
+    model.tuned = content.get("tuned", [])
     model.condition, model.class_names, model.drop, model.vector = checkpoint.conditioning(trained, path)
     return model
 

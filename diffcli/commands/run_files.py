@@ -32,7 +32,7 @@ OWN += ("marginals.png", "flow.png", "compare.csv", "compare.md", "compare.png",
 OWN += ("latents.npy", "inputs.npy", "reconstructions.npy", "reconstructions.png", "translation.png")
 OWN += ("frames.npy", "strip.png", "interpolation.gif", "path.png", "frames")
 OWN += ("measured.npy", "inverse.png", "labels.csv", "vectors.npy")
-OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png")
+OWN += ("diagnosis.html", "diagnosis.json", "card.json", "card.md", "card.png", "neighbours.png", "tune.csv")
 # what each run begins with
 BEGINNING = ("run.json", "config.yaml", "metrics.csv", "error.log")
 

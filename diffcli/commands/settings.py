@@ -30,6 +30,8 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "resume": (str, None, None),
     "resume_allow": (list[str], None, None),
     "compile": (bool, None, None),
+    "cuda_graphs": (bool, None, None),
+    "channels_last": (bool, None, None),
     "timeout": (int | float, 1, 10**7),
     "workers": (int, 0, None),
     "resident": (int | float, 0, None),
@@ -58,6 +60,7 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "weights": (Literal["ema", "raw"], None, None),
     "trust": (str | None, None, None),
     "dtype": (Literal["float32", "float64"], None, None),
+    "precision": (Literal["full", "bf16"], None, None),
     "level.alpha": (float, None, None),
     "level.sigma": (float, 0, None),
     "dequantize_samples": (int, 1, None),
@@ -101,6 +104,9 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
     "probes": (int, 1, 1000),
     "exact_up_to": (int, 0, 256),
     "self_check": (bool, None, None),
+    "what": (Literal["all", "times"], None, None),
+    "held": (int, 1, 10**6),
+    "rounds": (int | None, 0, 10**6),
     # Lightning's own, where a wrong value would only fail late or be taken for something else
     "trainer.max_steps": (int, 1, None),
     "trainer.devices": (int | Literal["auto"] | list[int], 1, None),
@@ -125,13 +131,15 @@ SETTINGS: dict[str, tuple[Any, float | None, float | None]] = {
 
 
 COMPARED = {"nfe": (list[int] | int, 1, None)}  # of the command that has `samplers`: several budgets
+FITTED = {"steps": (list[int] | int, 1, None)}  # of the command that has `rounds`: several walks
 MEASURED = {"dequantize": (Literal["uniform", "none", "importance"], None, None)}  # of the command that has `also`
 
 
 def check_settings(config: dict, groups: set[str]) -> None:
     """Check every setting of a plain config that belongs to no group.  Raises UsageError for the first unfit one."""
     flat = dict(_flat({k: v for k, v in config.items() if k not in groups or k == "trainer"}))
-    known = SETTINGS | (COMPARED if "samplers" in flat else {}) | (MEASURED if "also" in flat else {})
+    own = {"samplers": COMPARED, "rounds": FITTED, "also": MEASURED}
+    known = SETTINGS | {key: value for name, more in own.items() if name in flat for key, value in more.items()}
     for key, value in flat.items():
         if key in known:
             hint, least, greatest = known[key]

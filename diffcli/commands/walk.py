@@ -15,6 +15,7 @@ from diffcli.commands.common import check_walk, several
 from diffcli.commands.model import Model, check_process
 from diffcli.commands.options import filled
 from diffcli.commands.partial import Rows, chunks
+from diffcli.commands.tuned import least_there, most_there, with_tuned
 from diffcli.data.transform import Transform
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.grid import Grid
@@ -62,10 +63,11 @@ def plan_walk(config: dict, model: Model, usual: int | None = None) -> Walk:
     """
     check_type(config["n"], int, "n")  # null means all the items to nll, and nothing here
     sampler, grid = build_sampler(config["sampler"]), build(config["grid"], "grid")
+    sampler, grid = with_tuned(sampler, grid, config, model)
     if not sampler.one_level:
         check_process(model, "sampler=langevin|mode, or ")
     last = config["last"] or sampler.last()
-    steps = _steps(config, sampler, last, model.denoiser.calls)
+    steps = _steps(config, sampler, grid, last, model.denoiser.calls)
     check_walk(model.denoiser, sampler.kind, last)
     try:
         sampler.setup(model.denoiser)
@@ -89,7 +91,7 @@ def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None, usual: int
     return end.repeat((steps or usual) + 1)
 
 
-def _steps(config: dict, sampler: Sampler, last: str, calls: int) -> int | None:
+def _steps(config: dict, sampler: Sampler, grid: Grid, last: str, calls: int) -> int | None:
     """The steps that steps= or nfe= asks for, None for the grid's own number; an evaluation takes `calls` of the network."""
     steps, nfe = config["steps"], config["nfe"]
     if steps is not None and nfe is not None:
@@ -98,10 +100,12 @@ def _steps(config: dict, sampler: Sampler, last: str, calls: int) -> int | None:
         return steps
     if sampler.evaluations is None:
         raise UsageError("nfe= cannot be kept by a sampler that chooses its own steps", "sampler.tol=… instead")
-    fitting = most_steps(sampler, nfe // calls - (last == "denoise"))
+    fitting = most_there(grid, most_steps(sampler, nfe // calls - (last == "denoise")))
     if fitting < 1:
-        least = calls * (sampler.cost(1) + (last == "denoise"))
-        raise UsageError(f"nfe={nfe} is too few: one step of this sampler takes {least}", f"nfe={least} or more")
+        fewest = least_there(grid)
+        least = calls * (sampler.cost(fewest) + (last == "denoise"))
+        what = "one step of this sampler takes" if fewest == 1 else f"the {fewest} steps that were tuned take"
+        raise UsageError(f"nfe={nfe} is too few: {what} {least}", f"nfe={least} or more")
     return fitting
 
 

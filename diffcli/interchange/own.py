@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
@@ -10,13 +11,20 @@ from torch import nn
 from diffcli.checkpoint import FORMAT
 from diffcli.errors import CheckpointError
 from diffcli.interchange.files import OWN_CONFIG, OWN_WEIGHTS, read_json, read_tensors, write_json
+from diffcli.untrusted.tensors import check_content
+from diffcli.untrusted.tuned import TENSORS, check_tuned
 from diffcli.writing import whole
 
 KIND = "diffcli model"
 
 
-def write(folder: Path, denoiser: nn.Module, config: dict, shape: list[int], weights: str) -> list[Path]:
-    """Write both files; config holds the nodes of the denoiser and the data.  The weights stand first, the config once they are."""
+def write(
+    folder: Path, denoiser: nn.Module, config: dict, shape: list[int], weights: str, tuned: list[dict] | tuple = ()
+) -> list[Path]:
+    """Write both files; config holds the nodes of the denoiser and the data, tuned what a checkpoint has of that name.
+
+    The weights stand first, the config once they are.
+    """
     state = {name: value.detach().cpu().contiguous().clone() for name, value in denoiser.state_dict().items()}
     with whole(folder / OWN_WEIGHTS) as file:
         try:
@@ -30,7 +38,8 @@ def write(folder: Path, denoiser: nn.Module, config: dict, shape: list[int], wei
         "shape": shape,
         "sha256": _digest(folder / OWN_WEIGHTS),
     }
-    write_json(folder / OWN_CONFIG, content | {"config": config})
+    lists = [{k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in entry.items()} for entry in tuned]
+    write_json(folder / OWN_CONFIG, content | {"config": config} | ({"tuned": lists} if lists else {}))
     return [folder / OWN_WEIGHTS, folder / OWN_CONFIG]
 
 
@@ -54,7 +63,22 @@ def read(folder: Path) -> dict:
     state = {f"denoiser.{name}": value for name, value in tensors.items()}
     parts = {part: config[part] for part in ("denoiser", "data")}
     parts |= {key: config[key] for key in ("condition", "class_names", "drop", "source") if config.get(key) is not None}
-    return {"format": FORMAT, "config": parts, "state_dict": state, "ema": {}, "shape": shape}
+    found = {"format": FORMAT, "config": parts, "state_dict": state, "ema": {}, "shape": shape}
+    return found | ({"tuned": _tuned(content["tuned"], path)} if content.get("tuned") else {})
+
+
+def _tuned(lists, path: Path) -> list[dict]:
+    """What was tuned, from its lists of numbers."""
+    try:
+        found = [{k: _tensor(v) if k in TENSORS else v for k, v in entry.items()} for entry in lists]
+    except (TypeError, ValueError, AttributeError, RuntimeError):  # what torch makes of other lists
+        raise CheckpointError(f"{path} is refused: its tuned is no list of what was tuned") from None
+    check_content(found, "tuned", path)
+    return check_tuned(found, path)
+
+
+def _tensor(values) -> torch.Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float64)
 
 
 def _digest(path: Path) -> str:
