@@ -27,7 +27,7 @@ class Energy(Denoiser):
 
     def energy(self, xt: Tensor, t: Tensor, **cond) -> Tensor:
         """E (B,) of xt (B, *S): `log p_t(x) - log p_t(y) = E(y) - E(x)`."""
-        self.rows += xt.shape[0]
+        self.count(xt)
         c_in = torch.rsqrt(self.sde.alpha(t) ** 2 + self.sde.sigma(t) ** 2)
         return match(self._scale(t) / c_in, xt).flatten() * self._product(match(c_in, xt) * xt, t, **cond)
 

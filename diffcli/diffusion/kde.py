@@ -58,7 +58,7 @@ class KDE(Fitted):
         return alpha * h**2 / width, sigma**2 / width, mean.to(xt.dtype).view_as(xt)
 
     def score(self, xt, t, **cond):
-        self.rows += xt.shape[0]
+        self.count(xt)
         found = self.estimate.score(xt.flatten(1), self.sde.alpha(t), self.sde.sigma(t))
         return found.to(xt.dtype).view_as(xt)
 

@@ -36,27 +36,33 @@ class Prediction(Denoiser):
         return 1000 * t
 
     def parts(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, Tensor, Tensor]:
-        return *self._skip_and_out(t), self._call(xt, t, **cond)[0]
+        c_skip, c_out, c_in, c_noise = self.kept("all", self._coefficients, t)
+        return c_skip, c_out, self._call(xt, c_in, c_noise, **cond)[0]
 
     def _variance_parts(self, xt, t, **cond):
-        out, second = self._call(xt, t, **cond)
-        return *self._skip_and_out(t), out, torch.sigmoid(second)
+        c_skip, c_out, c_in, c_noise = self.kept("all", self._coefficients, t)
+        out, second = self._call(xt, c_in, c_noise, **cond)
+        return c_skip, c_out, out, torch.sigmoid(second)
 
-    def _skip_and_out(self, t: Tensor) -> tuple[Tensor | float, ...]:
-        return self.kept("skip_and_out", self.skip_and_out, t)
+    def _coefficients(self, t: Tensor) -> tuple[Tensor, ...]:
+        return *self.skip_and_out(t), *self._inputs(t)
 
-    def _call(self, xt: Tensor, t: Tensor, **cond) -> tuple[Tensor, ...]:
+    def _inputs(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return self.c_in(t), self.c_noise(t)
+
+    def _call(self, xt: Tensor, c_in: Tensor | float, c_noise: Tensor | float, **cond) -> tuple[Tensor, ...]:
         """The network's outputs, each of xt's shape and dtype."""
         weight = next(self.network.parameters(), xt)
-        c_in, c_noise = self.kept("inputs", lambda t: (self.c_in(t), self.c_noise(t)), t)
         x = (match(c_in, xt) * xt).to(weight.dtype)
         out = self.network(x, spread(c_noise, x), **cond)
-        if self.outputs > 1:  # half of one output would broadcast in silence
-            require(
-                out.shape[1] == self.outputs * xt.shape[1],
-                f"prediction.outputs={self.outputs} needs a network with as many, its output has shape {tuple(out.shape)}",
-            )
-        return out.to(xt.dtype).chunk(self.outputs, dim=1)
+        out = out.to(xt.dtype)
+        if self.outputs == 1:
+            return (out,)
+        require(  # half of one output would broadcast in silence
+            out.shape[1] == self.outputs * xt.shape[1],
+            f"prediction.outputs={self.outputs} needs a network with as many, its output has shape {tuple(out.shape)}",
+        )
+        return out.chunk(self.outputs, dim=1)
 
 
 class Eps(Prediction):
@@ -116,8 +122,8 @@ class Velocity(Prediction):
         return super().c_noise(t) if self.posterior_mean else 10 * t
 
     def velocity(self, xt, t, **cond):
-        self.rows += xt.shape[0]
-        return self._call(xt, t, **cond)[0]  # F itself, free of the coefficients' cost and round-off
+        self.count(xt)
+        return self._call(xt, *self.kept("inputs", self._inputs, t), **cond)[0]  # F itself, free of the coefficients' cost and round-off
 
     def skip_and_out(self, t):
         # alpha sigma' - alpha' sigma = -alpha sigma lam'
