@@ -26,6 +26,7 @@ from diffcli.diffusion.prediction import Eps
 from diffcli.diffusion.samplers import FixedGrid, Sampler, most_steps, sample
 from diffcli.diffusion.schedule import Linear
 from diffcli.diffusion.sde import VP
+from diffcli.memory import keep_freed
 from diffcli.paths import conf_dir
 from diffcli.randomness import ItemNoise
 
@@ -40,8 +41,12 @@ class Zeros(nn.Module):
 
 
 def samplers() -> dict[str, Sampler]:
-    """Every sampler of conf/sampler that walks along a grid."""
-    nodes = {path.stem: yaml.safe_load(path.read_text()) for path in sorted((conf_dir() / "sampler").glob("*.yaml"))}
+    """Every sampler of conf/sampler that walks along a grid; `tuned` is some model's own."""
+    nodes = {
+        path.stem: yaml.safe_load(path.read_text())
+        for path in sorted((conf_dir() / "sampler").glob("*.yaml"))
+        if path.stem != "tuned"
+    }
     built = {name: build_sampler(node) for name, node in nodes.items()}
     return {name: sampler for name, sampler in built.items() if isinstance(sampler, FixedGrid)}
 
@@ -144,4 +149,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed()  # for all of them
     main()

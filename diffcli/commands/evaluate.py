@@ -16,6 +16,7 @@ from diffcli.commands.going_on import find_place
 from diffcli.commands.guidance import guide
 from diffcli.commands.model import Model, check_shape, load_model
 from diffcli.commands.partial import Partial, chunks
+from diffcli.commands.quick import quicken
 from diffcli.commands.run_folder import say, write_text
 from diffcli.commands.walk import Walk, plan_walk, stream
 from diffcli.data.pictures import is_image
@@ -43,6 +44,7 @@ def run(cfg) -> int:
     if cfg.samples is None:
         model.given = conditions(model)
         guide(model, device)
+        quicken(model.denoiser, config)
     walk = plan_walk(config, model) if cfg.samples is None else None
     if cfg.samples is not None and cfg.keep_samples:
         raise UsageError("keep_samples=true keeps the samples drawn, and samples= are there already", "one of the two")

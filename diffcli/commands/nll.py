@@ -11,6 +11,7 @@ from diffcli.commands.nll_measure import measure
 from diffcli.commands.nll_report import Report
 from diffcli.commands.nll_text import show
 from diffcli.commands.prepare import training_set
+from diffcli.commands.quick import quicken
 from diffcli.commands.run_folder import say
 from diffcli.commands.source import refuse_source
 from diffcli.data.pictures import is_image, picture
@@ -22,7 +23,7 @@ from diffcli.sampling import padded
 
 # of likelihood=ode: what each choice does without
 UNUSED = {
-    "divergence": {"exact": ("probes", "noise"), "hutchinson": ()},
+    "divergence": {"exact": ("probes", "noise", "along", "control"), "hutchinson": ()},
     "solver": {
         "exponential": ("max_nfe",),
         "rk45": ("steps",),
@@ -49,6 +50,7 @@ def run(cfg) -> int:
     tell = told(model)
     _setup(likelihood, model)
     bound = _bound(model, likelihood)
+    quicken(model.denoiser, model.config)
     place = find_place("nll", model.config)
     if place.finished:
         return 0

@@ -16,6 +16,7 @@ from diffcli.commands.inverse_report import write_inverse
 from diffcli.commands.model import Model, load_model, read_states
 from diffcli.commands.pairs import write_pairs
 from diffcli.commands.partial import Partial, Rows, chunks
+from diffcli.commands.quick import quicken
 from diffcli.commands.run_folder import say
 from diffcli.commands.sample_forecast import forecast
 from diffcli.commands.starts import take_inputs, write_translations
@@ -36,6 +37,7 @@ def run(cfg) -> int:
     names = take_inputs(model)
     model.problem = inverse(model)
     guide(model, device)
+    quicken(model.denoiser, model.config)
     walk = plan_walk(model.config, model)
     start = _start(model)
     if (cfg.devices or 1) > 1 and (cfg.trajectory or cfg.start is not None):
