@@ -102,13 +102,18 @@ def known_mixture(denoiser: Denoiser, data: "TrainingSet") -> GaussianMixture | 
     return own[0] if own else data.mixture
 
 
-def matched_prior(denoiser: Denoiser, data: "TrainingSet") -> MatchedPrior:
-    """The prior with the moments of the model's own mixture, else of the data's, else of the training items.
+def data_moments(denoiser: Denoiser, data: "TrainingSet", asked: str) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and covariance (d, d) of the model's own mixture, else of the data's, else of the training items, on the CPU.
 
-    Raises ValueError beyond `LARGEST` dimensions.
+    Raises ValueError beyond `LARGEST` dimensions, which names what asked for them.
     """
     d = math.prod(data.shape)
-    require(d <= LARGEST, f"prior=moments decomposes a covariance of at most {LARGEST} dimensions, the data have {d}")
+    require(d <= LARGEST, f"{asked} decomposes a covariance of at most {LARGEST} dimensions, the data have {d}")
     known = known_mixture(denoiser, data)
     mean, cov = moments(data.items()) if known is None else mixture_moments(known)
-    return MatchedPrior(denoiser.sde, mean.cpu(), cov.cpu())
+    return mean.cpu(), cov.cpu()
+
+
+def matched_prior(denoiser: Denoiser, data: "TrainingSet") -> MatchedPrior:
+    """The prior with the moments of `data_moments`.  Raises ValueError beyond `LARGEST` dimensions."""
+    return MatchedPrior(denoiser.sde, *data_moments(denoiser, data, "prior=moments"))

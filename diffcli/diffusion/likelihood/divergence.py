@@ -1,6 +1,8 @@
 """The divergence of a field, exactly or by random probes."""
 
+import math
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -9,27 +11,40 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from diffcli.diffusion.numeric import require
 
-NOISES = ("rademacher", "gaussian")
+NOISES = ("rademacher", "gaussian", "orthogonal")
+BLOCKS = {"fixed": 0, "fresh": 1, "blocks": 8}  # readings that share a draw, 0: all of them
+# of the colours of `patterns` along x, y and channels: what keeps places of one colour farthest apart
+STRIDES = {2: (1, 1, 1), 4: (1, 2, 1), 8: (1, 3, 2), 16: (1, 4, 7)}
 ON_CPU = 2.0**25  # bytes: measured on a U-Net, more products at once are slower there than one after another
 
 
 class Divergence(ABC):
     """An estimate of `div u = sum_i du_i/dx_i`, in `columns` columns an item whose mean it is.
 
+    block: readings of a path that share a draw of the probes, 0 where all of it does.
     memory: bytes that products taken at once may need, each being reckoned at what the graph of u keeps for it; on a CPU
     they take no more than `ON_CPU`.
     Raises ValueError unless memory > 0.
     """
 
     columns: int
+    block: int = 0
 
     def __init__(self, memory: float = 2.0**30):
         require(memory > 0, f"memory must be above 0, got {memory}")
         self.memory = float(memory)
 
-    @abstractmethod
-    def probes(self, x: Tensor, noise) -> Tensor | None:
-        """What is fixed along a trajectory; `noise` is an ItemNoise of the items x (B, *S)."""
+    def draw(self, x: Tensor, noise, block: int = 0) -> Tensor | None:
+        """What the readings of a block have in common; `noise` is an ItemNoise of the items, in x's dtype and on its device."""
+        return None
+
+    def patterned(self, drawn: Tensor | None, reading: int) -> Tensor | None:
+        """The probes (B, columns, *S) of a reading, from what its block has in common."""
+        return drawn
+
+    def probes(self, x: Tensor, noise, reading: int = 0) -> Tensor | None:
+        """The probes of a reading; `noise` is an ItemNoise of the items x (B, *S)."""
+        return self.patterned(self.draw(x, noise, reading // self.block if self.block else 0), reading)
 
     @abstractmethod
     def __call__(self, fn, x: Tensor, probes: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -40,9 +55,6 @@ class ExactDivergence(Divergence):
     """`div u = sum_i du_i/dx_i` by d vector-Jacobian products, for any event shape."""
 
     columns = 1
-
-    def probes(self, x, noise):
-        return None
 
     def __call__(self, fn, x, probes):
         graph, d = Graph(fn, x, self.memory), x[0].numel()
@@ -57,32 +69,71 @@ class ExactDivergence(Divergence):
 
 
 class Hutchinson(Divergence):
-    """`div u ~ (1/K) sum_k e_k^T (du/dx) e_k`, E e e^T = I, fixed along a trajectory; one column a probe.
+    """`div u ~ (1/K) sum_k e_k^T (du/dx) e_k`, E e e^T = I; one column a probe.
 
-    noise: of the probes, rademacher (the least variance of all with independent entries) or gaussian, whose quadratic forms
-    are so skewed in two dimensions that 95 % intervals from 8 of them cover 88 %.
-    Raises ValueError if probes < 1, and for another noise.
-    Hutchinson 1990; Grathwohl et al. 2019, sec. 3.1, arXiv:1810.01367.
+    noise: of the probes, rademacher (the least variance of all with independent entries), gaussian, whose quadratic forms
+    are so skewed in two dimensions that 95 % intervals from 8 of them cover 88 %, or orthogonal: signs that `patterns` makes
+    orthogonal over any few neighbours, in groups of up to 16 probes.  What neighbours have in common then drops out of their
+    mean, and the spread of the columns is that of independent ones: their `std_err` is too large.
+    along: the probes along a path are fixed; fresh at each reading, whose errors then do not add up; or blocks: fresh every 8
+    readings and orthogonal over neighbours within them.  Either is unbiased for an integral over a grid that no reading
+    moves, and the columns stay independent.  The variance of a probe comes from the products e_i e_j, i != j: antithetic
+    probes, -e, have the same.
+    Raises ValueError if probes < 1, for another noise or along, and for orthogonal probes in blocks.
+    Hutchinson 1990; Grathwohl et al. 2019, sec. 3.1, arXiv:1810.01367; Bekas, Kokiopoulou & Saad 2007 (probing by colours).
     """
 
     def __init__(
-        self, probes: int = 8, noise: Literal["rademacher", "gaussian"] = "rademacher", memory: float = 2.0**30
+        self,
+        probes: int = 8,
+        noise: Literal["rademacher", "gaussian", "orthogonal"] = "rademacher",
+        memory: float = 2.0**30,
+        along: Literal["fixed", "fresh", "blocks"] = "fixed",
     ):
         super().__init__(memory)
         require(probes >= 1, f"probes must be at least 1, got {probes}")
         require(noise in NOISES, f"noise must be one of {', '.join(NOISES)}, got {noise}")
-        self.columns, self.noise = probes, noise
+        require(along in BLOCKS, f"along must be one of {', '.join(BLOCKS)}, got {along}")
+        fits = "orthogonal probes in blocks would be so twice over: take noise=rademacher, or along=fresh"
+        require(noise != "orthogonal" or along != "blocks", fits)
+        self.columns, self.noise, self.block = probes, noise, BLOCKS[along]
+        self.group = (
+            2 ** min(int(math.log2(probes)), 4) if noise == "orthogonal" else 1
+        )  # columns that share their signs
 
-    def probes(self, x, noise):
-        if self.noise == "rademacher":
-            return noise.signs("probes", self.columns).to(x)
-        return torch.stack([noise(f"probe {k}") for k in range(self.columns)], dim=1).to(x)
+    def draw(self, x, noise, block=0):
+        name = f"{block} " if self.block else ""
+        if self.noise == "gaussian":
+            return torch.stack([noise(f"probe {name}{k}") for k in range(self.columns)], dim=1).to(x)
+        signs = noise.signs(f"probes {name}".strip(), -(-self.columns // self.group)).to(x)
+        return signs.repeat_interleave(self.group, 1)[:, : self.columns]
+
+    def patterned(self, drawn, reading):
+        shape = drawn.shape[2:]
+        if self.group > 1:
+            drawn = drawn * patterns(self.group, shape).to(drawn)[torch.arange(self.columns) % self.group]
+        return drawn * patterns(self.block, shape)[reading % self.block].to(drawn) if self.block > 1 else drawn
 
     def __call__(self, fn, x, probes):
         graph, columns = Graph(fn, x, self.memory), []
         for some in probes.transpose(0, 1).split(graph.chunk):
             columns.append((graph.products(some) * some).flatten(2).sum(2, dtype=torch.float64))
         return graph.u.detach(), torch.cat(columns).T
+
+
+@lru_cache(64)
+def patterns(n: int, shape: tuple[int, ...]) -> Tensor:
+    """n patterns of signs (n, *S), n = 2, 4, 8 or 16: rows of a Hadamard matrix by the place's colour, one of n on a lattice.
+
+    Over two places of different colours they are orthogonal; places of one colour lie 3 pixels apart with 8 of them.
+    """
+    hadamard = torch.ones(1, 1)
+    while len(hadamard) < n:
+        hadamard = torch.cat([hadamard.repeat(1, 2), torch.cat([hadamard, -hadamard], 1)])
+    colour = torch.zeros(shape, dtype=torch.int64)
+    for axis, stride in zip(reversed(range(len(shape))), STRIDES[n]):  # noqa: B905 - as many as there are axes
+        colour += stride * torch.arange(shape[axis]).view(-1, *[1] * (len(shape) - 1 - axis))
+    return hadamard[:, colour % n]
 
 
 class Graph:
