@@ -19,6 +19,7 @@ from diffcli.metrics.evaluation import Found
 from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.reference import fingerprint, reference
+from diffcli.metrics.kept import kept as in_cache
 from diffcli.metrics.measures import KnownDensity, Measure, TwoSample, some
 from diffcli.metrics.taken import CLIPPED, COPIED, OFF, copies
 
@@ -51,8 +52,9 @@ def measures_of(model: Model, items: Items, network: FeatureNetwork | None) -> l
         other = OTHER.get(split) if data.held_out and config["floor"] else None
         others = None if other is None else data.split(other)
         judged = judged_labels(model, network)
-        found.append(FeatureMeasures(network, levels, known, others, other or "", n, kept, *judged))
-    found.append(TwoSample(items, data.transform, n, config["compared"], energy=not is_image(model.shape)))
+        found.append(FeatureMeasures(network, levels, known, others, other or "", n, kept, *judged, keep=in_cache))
+    images = is_image(model.shape)
+    found.append(TwoSample(items, data.transform, n, config["compared"], energy=not images, keep=in_cache))
     mixture = getattr(data, "mixture", None)
     if mixture is not None:
         found.append(KnownDensity(mixture, n, config["compared"]))

@@ -1,21 +1,25 @@
 """The measures of images on the features of a network: Fréchet distance, KID, precision to coverage, Inception Score."""
 
+import hashlib
+
 import torch
 from torch import Tensor
 
 from diffcli.data.base import Items
 from diffcli.errors import UsageError
-from diffcli.metrics.features.base import FeatureNetwork
+from diffcli.metrics.features.base import FeatureNetwork, digest
 from diffcli.metrics.features.reference import Reference, few_samples
 from diffcli.metrics.features.statistics import Collector, Statistics, collect
 from diffcli.metrics.frechet import frechet
 from diffcli.metrics.inception_score import SPLITS, few_of_a_class
+from diffcli.metrics.kept import Keep, anew
 from diffcli.metrics.kid import kid
 from diffcli.metrics.measures import About, Measure, permuted
-from diffcli.metrics.prdc import prdc
+from diffcli.metrics.prdc import balls_of, prdc
 from diffcli.metrics.taken import Taken
 
-DRAWS = 5  # sets of n real items of the floor, where there are so many
+DRAWS, LEAST = 5, 2  # sets of n real items of the floor, at most and at least, where there are so many
+READ = 10_000  # real items that more than the least are read of: large sets vary little, and reading them takes time
 SUBSETS, SIZE = 10, 1000  # of KID; the repeats say how much it varies
 K, K_DENSITY = 3, 5  # neighbours of precision and recall, and of density and coverage
 CHUNK = 256  # real items read at once
@@ -30,6 +34,7 @@ class FeatureMeasures(Measure):
     labels: (N,) labels of the data that samples were drawn for, sample i that of entry i mod N, -1 none; classes: (K,) the
     class of the network's logits for each of them.  The share of the samples that the network takes for their label is then
     measured too, beside that of real items and their own.
+    keep: where the figures of the floor may be kept.
     """
 
     def __init__(
@@ -43,6 +48,7 @@ class FeatureMeasures(Measure):
         kept: int,
         labels: Tensor | None = None,
         classes: Tensor | None = None,
+        keep: Keep = anew,
     ):
         super().__init__()
         self.network, self.levels, self.reference, self.n, self.kept = network, levels, found, n, kept
@@ -62,7 +68,8 @@ class FeatureMeasures(Measure):
             self.about["agreement"] = About(f"agreement with the label ({network.name})", "higher")
         real = found.gathered.features
         self.real = real[permuted(len(real))[: min(n, kept)]]
-        draws = 0 if others is None else min(DRAWS, len(others) // n)
+        self.keep, self.balls = keep, None
+        draws = 0 if others is None else min(DRAWS, len(others) // n, max(LEAST, READ // n))
         self.draws, times = draws, f"mean ± sd over {draws} draws" if draws > 1 else "one draw"
         self.what_floor = f"{n} images of the {others_are} split in the place of the samples, {times}"
 
@@ -91,8 +98,9 @@ class FeatureMeasures(Measure):
             "kid": kid(self.reference.gathered.features, fake, SUBSETS, SIZE)["mean"],
         }
         try:
-            balls = prdc(self.real, fake, K, K_DENSITY)
-            found |= {name: getattr(balls, name) for name in ("precision", "recall", "density", "coverage")}
+            self.balls = self.balls or balls_of(self.real, K, K_DENSITY)
+            around = prdc(self.real, fake, K, K_DENSITY, self.balls)
+            found |= {name: getattr(around, name) for name in ("precision", "recall", "density", "coverage")}
         except UsageError as error:  # too few
             names = ("precision", "recall", "density", "coverage")
             self.left_out |= dict.fromkeys(names, error.message)
@@ -102,17 +110,28 @@ class FeatureMeasures(Measure):
             found["agreement"] = statistics.agreement
         return found
 
-    def floor(self) -> dict[str, list[float]]:
+    def _floor(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
-        if self.draws:
-            order = permuted(len(self.others))
-            for r in range(self.draws):
-                mine = order[r * self.n : (r + 1) * self.n].sort().values
-                blocks = (self.others.__getitems__(part)[0] for part in mine.split(CHUNK))
-                how = dict(samples=False, kept=self.kept, labels=self._labels(mine))
-                one = self._of(collect(blocks, self.network, self.levels, **how))
-                for name, value in one.items():
-                    found.setdefault(name, []).append(value)
+        order = permuted(len(self.others))
+        for r in range(self.draws):
+            mine = order[r * self.n : (r + 1) * self.n].sort().values
+            blocks = (self.others.__getitems__(part)[0] for part in mine.split(CHUNK))
+            how = dict(samples=False, kept=self.kept, labels=self._labels(mine))
+            one = self._of(collect(blocks, self.network, self.levels, **how))
+            for name, value in one.items():
+                found.setdefault(name, []).append(value)
+        return found
+
+    def _floor_key(self) -> dict:
+        """What the floor depends on: the reference's hash holds the network, and what is done before it."""
+        found = hashlib.blake2b(digest_size=16)
+        for part in permuted(len(self.others))[: self.draws * self.n].split(CHUNK):
+            found.update(digest(self.others.__getitems__(part)[0], self._labels(part)).encode())
+        numbers = {"n": self.n, "kept": self.kept, "draws": self.draws, "kid": [SUBSETS, SIZE], "balls": [K, K_DENSITY]}
+        return {"what": "floor", "reference": self.reference.hash, "others": found.hexdigest(), **numbers}
+
+    def floor(self) -> dict[str, list[float]]:
+        found = self.keep(self._floor_key(), self._floor) if self.draws else {}
         said = {
             "frechet": few_samples(self.n, self.network.dim, found.get("frechet"), self.n, self.reference.moments.n),
             "inception_score": few_of_a_class(self.n, self.network.classes),

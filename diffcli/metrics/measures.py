@@ -14,6 +14,8 @@ from diffcli.diffusion.exact import GaussianMixture
 from diffcli.errors import UsageError
 from diffcli.metrics.card import Figure
 from diffcli.metrics.energy_distance import energy_distance
+from diffcli.metrics.features.base import digest
+from diffcli.metrics.kept import Keep, anew
 from diffcli.metrics.known_density import kl_to_density
 from diffcli.metrics.mode_coverage import mode_coverage
 from diffcli.metrics.ruler import SPLITS, Ruler
@@ -70,17 +72,23 @@ class Measure(ABC):
 
 
 class TwoSample(Measure):
-    """Sliced Wasserstein distance and MMD², and of points (`energy`) the energy distance too, of the first samples."""
+    """Sliced Wasserstein distance and MMD², and of points (`energy`) the energy distance too, of the first samples.
 
-    def __init__(self, items: Items, transform: Transform, n: int, compared: int, energy: bool):
+    keep: where the distances of real items to real items may be kept.
+    """
+
+    def __init__(self, items: Items, transform: Transform, n: int, compared: int, energy: bool, keep: Keep = anew):
         super().__init__()
         more = {"energy_distance": energy_distance} if energy else {}
-        size = items[0][0].numel()
+        pool, m = max(min(POOL, HELD // items[0][0].numel()), 2 * compared), min(n, compared)
+        drawn = {"items": m, "levels": transform.levels, "splits": SPLITS, "order": ORDER}
+        x = some(items, pool)
         self.ruler = Ruler(
-            transform.encode(some(items, max(min(POOL, HELD // size), 2 * compared))).double(),
-            min(n, compared),
+            transform.encode(x).double(),
+            m,
             ORDER,
             more,
+            lambda make: keep({"what": "halves", "data": digest(x), **drawn, "more": sorted(more)}, make),
         )
         self.about = {
             "sliced_wasserstein": About("sliced Wasserstein", "lower"),

@@ -16,11 +16,17 @@ class Ruler:
 
     `halves` and `noise` are the mean and the sd of the distance between two disjoint sets of m items of the data, over
     random splits: what perfect samples give, and how much that varies; `splits` has each of them.
-    more: other distances by their names.  Raises UsageError for m < 2.
+    more: other distances by their names.  known: takes what computes `splits`, and gives them; it may know them already.
+    Raises UsageError for m < 2.
     """
 
     def __init__(
-        self, data: Tensor, n: int, seed: int, more: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None
+        self,
+        data: Tensor,
+        n: int,
+        seed: int,
+        more: dict[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+        known: Callable[[Callable[[], dict[str, list[float]]]], dict[str, list[float]]] = lambda make: make(),
     ):
         self.m = min(n, len(data) // 2)
         if self.m < 2:
@@ -32,8 +38,12 @@ class Ruler:
         orders = [torch.randperm(len(data), generator=generator)[: 2 * self.m] for _ in range(SPLITS)]
         self.data = data[orders[0][: self.m]]
         self.bandwidth = median_distance(self.data)
-        found = [self._between(data[order[self.m :]], data[order[: self.m]]) for order in orders]
-        self.splits = {name: [f[name] for f in found] for name in found[0]}
+
+        def splits() -> dict[str, list[float]]:
+            found = [self._between(data[order[self.m :]], data[order[: self.m]]) for order in orders]
+            return {name: [f[name] for f in found] for name in found[0]}
+
+        self.splits = known(splits)
         columns = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.splits.items()}
         self.halves = {name: c.mean().item() for name, c in columns.items()}
         self.noise = {name: c.std().item() for name, c in columns.items()}
