@@ -13,6 +13,8 @@ from diffcli.commands.common import several
 from diffcli.commands.model import Model
 from diffcli.commands.usage import duration, peak_memory, scratch, volume
 from diffcli.commands.walk import Drawing, Walk
+from diffcli.diffusion.guidance import Wrapper
+from diffcli.diffusion.samplers import FixedGrid
 from diffcli.errors import NumericalError
 from diffcli.sampling import PADDING, padded
 from diffcli.sharing import share
@@ -92,21 +94,27 @@ def forecast(walk: Walk, model: Model, device: torch.device, write: Callable[[Pa
     ]
 
 
+def share_of(sampler: FixedGrid, steps: int, m: int, last: str) -> tuple[Few, float]:
+    """m of the steps, and how many times as many evaluations all of them take.
+
+    They are spread over all times, which need not cost the same under guidance; of a sampler that remembers, the first ones.
+    """
+    apart = 1 if sampler.memory else (steps - 1) / max(1, m - 1)
+    chosen = {round(k * apart) for k in range(m)}
+    costs = (sampler.cost(i + 1) - (sampler.cost(i) if i else 0) for i in chosen)
+    ends = last == "denoise"
+    return Few(chosen), (sampler.cost(steps) + ends) / (sum(costs) + ends)
+
+
 def _fixed(walk: Walk, drawing: Drawing, size: int, devices: list[torch.device]) -> tuple[Measured, np.ndarray]:
     """By a few steps, evenly spread, of which it is known how many evaluations they take."""
     sampler, steps = walk.sampler, len(walk.times) - 1
-    ends = walk.last == "denoise"
-    total = sampler.cost(steps) + ends
-
-    def few(m: int) -> tuple[Few, float]:
-        """About m of the steps, and how many times their evaluations all of them take."""
-        chosen = sorted({round(k * (steps - 1) / max(1, m - 1)) for k in range(m)})
-        return Few(chosen), total / (sum(sampler.cost(i + 1) - sampler.cost(i) for i in chosen) + ends)
-
-    one, _ = few(1)
+    one, _ = share_of(sampler, steps, 1, walk.last)
     warm, again = (_timed(lambda: drawing((0, size), progress=one)) for _ in range(2))
     m = min(steps, max(2, int(WINDOW / max(again[0], 1e-9))))
-    some, ratio = few(m)
+    if sampler.memory and isinstance(drawing.denoiser, Wrapper):
+        m = steps  # whose guidance may be for some times alone
+    some, ratio = share_of(sampler, steps, m, walk.last)
     if len(devices) == 1:
         wall, cpu, (x, _) = _timed(lambda: drawing((0, size), progress=some))
         surplus = max(0.0, warm[0] - again[0]), max(0.0, warm[1] - again[1])
