@@ -2,6 +2,11 @@
 
     python benchmarks/likelihood.py                                   # exact mixtures, seconds to minutes
     python benchmarks/likelihood.py --ckpt outputs/…/last.ckpt --data-root DATA [-n 12] [--probes 2]
+    python benchmarks/likelihood.py --probes-table [--ckpt … --data-root DATA] [-n 12]       # what the probes leave, a minute
+
+With --probes-table instead: the root-mean-square error of 8 products of a likelihood against the exact divergence (mixtures) or
+against 64 probes in blocks (a network), for every design of the probes, and its square over that of fixed independent signs;
+and the exact divergence in chunks against a loop.
 
 Every solver gets the same items, the same probes and the same model in float64, and the same density at t_max; the error is that
 against the adaptive solver in lam at 1e-7 (mixtures: exact divergence; --fine changes it for a network).
@@ -139,6 +144,44 @@ def digits(ckpt: str, root: str, n: int, probes: int, fine: float) -> Problem:
     return Problem(ckpt, model, x, dict(divergence="hutchinson", probes=probes), data, fine)
 
 
+DESIGNS = {
+    "fixed signs": dict(along="fixed"),
+    "fixed signs and their antithetic ones (4 + 4)": dict(along="fixed", probes=4),  # e and -e have one product
+    "fixed, orthogonal over neighbours": dict(along="fixed", noise="orthogonal"),
+    "fixed, control variate of the moments": dict(along="fixed", control="moments"),
+    "fresh at each reading": dict(along="fresh"),
+    "fresh, orthogonal over neighbours": dict(along="fresh", noise="orthogonal"),
+    "in blocks of 8 (the default)": dict(along="blocks"),
+    "in blocks, control variate": dict(along="blocks", control="moments"),
+}
+
+
+def probes_table(problem: Problem, truth: Tensor) -> None:
+    """The problem's rows: what every design of 8 products leaves, and what its own error bar says."""
+    unit, first = problem.x[0].numel() * math.log(2), None
+    for name, design in DESIGNS.items():
+        likelihood = Likelihood(**(dict(divergence="hutchinson", probes=8, tol=1e9) | design))
+        likelihood.setup(problem.denoiser, problem.data)
+        found = likelihood(problem.denoiser, problem.x, problem.noise())
+        square = ((found.log_prob - truth) / unit).square().mean().item()
+        said = (found.std_err / unit).square().mean().sqrt().item()
+        first = square if first is None else first
+        print(f"| {problem.name} | {name} | {square**0.5:.1e} | {said:.1e} | {square / first:.3f} |", flush=True)
+
+
+def exact_table(problem: Problem) -> None:
+    """Milliseconds a product and item of the exact divergence, one by one and in chunks, each the best of 3."""
+    x, t = problem.x[:1], torch.tensor(0.5, dtype=torch.float64)
+    for name, memory in (("loop", 1.0), ("chunks", 2.0**30)):
+        divergence, best = Likelihood(divergence="exact").divergence, math.inf
+        divergence.memory = memory
+        for _ in range(3):
+            begun = time.monotonic()
+            divergence(lambda x: problem.denoiser.velocity(x, t), x, None)
+            best = min(best, time.monotonic() - begun)
+        print(f"| {problem.name} | exact, {name} | {1e3 * best / x.numel():.3f} ms a product | | |", flush=True)
+
+
 def compare(problem: Problem) -> float:
     """The problem's part of the table; the mean error at a quarter of the evaluations."""
     unit = problem.x[0].numel() * math.log(2)
@@ -170,11 +213,22 @@ def main() -> int:
     parser.add_argument("-n", type=int, default=12, help="items")
     parser.add_argument("--probes", type=int, default=2, help="of Hutchinson's, with --ckpt")
     parser.add_argument("--fine", type=float, default=1e-6, help="tolerance of the reference, with --ckpt")
+    parser.add_argument("--probes-table", action="store_true", help="what the probes leave, in place of the solvers")
     args = parser.parse_args()
     torch.set_num_threads(1)
     chosen = mixtures(args.n)
     if args.ckpt:
         chosen = [digits(args.ckpt, args.data_root, args.n, args.probes, args.fine)]
+    if args.probes_table:
+        print("| model | probes | rms error, bits/dim | said | variance over the first |\n|---|---|---|---|---|")
+        for problem in chosen:
+            fine = dict(divergence="hutchinson", probes=64) if args.ckpt else dict(divergence="exact")
+            likelihood = Likelihood(**fine, tol=1e9)
+            likelihood.setup(problem.denoiser, problem.data)
+            noise = ItemNoise(1, range(len(problem.x)), problem.x.shape[1:], torch.float64)
+            probes_table(problem, likelihood(problem.denoiser, problem.x, noise).log_prob)
+            exact_table(problem)
+        return 0
     print("| model | solver | NFE | bits/dim − reference | largest | s |\n|---|---|---|---|---|---|")
     worst = max(abs(compare(problem)) for problem in chosen)
     print(f"\nat a quarter of dopri5's evaluations the mean is off by at most {worst:.1e} bits/dim")
