@@ -42,7 +42,8 @@ def make(option: str, **settings):
     return getattr(importlib.import_module(module), name)(**node)
 
 
-SAMPLERS = {p.stem: make(p.stem) for p in sorted(CONF.glob("*.yaml"))} | {
+FITTED = {"tuned", "universal"}  # walks that are fitted, to a model or to the times: test_tuning has them
+SAMPLERS = {p.stem: make(p.stem) for p in sorted(CONF.glob("*.yaml")) if p.stem not in FITTED} | {
     name: make(option, **settings) for name, (option, settings) in VARIANTS.items()
 }
 FIXED = {n: s for n, s in SAMPLERS.items() if s.evaluations is not None}

@@ -19,6 +19,7 @@ def fitted_weights(
     base: Tensor,
     target: Callable[[Tensor], Tensor],
     batch: int,
+    ridge: float = RIDGE,
 ) -> tuple[Tensor, Tensor]:
     """W (steps, steps + 1) of `TunedSampler` and x at the last time: each step is the combination of x and all readings so far
     that comes nearest to `target(time)` (B, *S).
@@ -40,7 +41,7 @@ def fitted_weights(
             gram.append(a.mT @ a)
             side.append((a.mT @ e[..., None])[..., 0])
             square.append((e**2).sum(1))
-        change = _robust(torch.cat(gram), torch.cat(side), torch.cat(square)).to(weights)
+        change = _robust(torch.cat(gram), torch.cat(side), torch.cat(square), ridge).to(weights)
         weights[i, : i + 2] += change
         x = _combined(weights[i], x, readings)
     return weights, x
@@ -51,7 +52,7 @@ def _combined(row: Tensor, x: Tensor, readings: list[Tensor]) -> Tensor:
     return sum((w * g for w, g in zip(c[1:], readings, strict=False) if w), c[0] * x)
 
 
-def _robust(gram: Tensor, side: Tensor, square: Tensor) -> Tensor:
+def _robust(gram: Tensor, side: Tensor, square: Tensor, ridge: float) -> Tensor:
     """The c that makes `sum_b log(e_b^2 + median)` least, `e_b^2 = square - 2 c side + c gram c`, for gram (B, P, P)."""
     size = gram.diagonal(dim1=1, dim2=2).sum(0).sqrt()
     size = torch.where(size > 0, size, torch.ones_like(size))
@@ -64,5 +65,5 @@ def _robust(gram: Tensor, side: Tensor, square: Tensor) -> Tensor:
         if not bool((w > 0).any()):
             break
         w = w / w.mean()
-        c = torch.linalg.solve(torch.einsum("b,bpq->pq", w, gram) + RIDGE * eye, w @ side)
+        c = torch.linalg.solve(torch.einsum("b,bpq->pq", w, gram) + ridge * eye, w @ side)
     return c / size
