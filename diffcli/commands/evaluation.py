@@ -115,6 +115,7 @@ def card_of(model: Model, walk: Walk | None, items: Items, measures: list[Measur
             **starts_from(model),
             "seed": config["seed"],
             "dtype": config["dtype"],
+            **({"precision": "bf16"} if config.get("precision") == "bf16" else {}),
         }
     warnings = [f"{found.labels[name]} is left out: {reason}" for name, reason in found.left_out.items()]
     if not protocol["data"]["held_out"]:
