@@ -14,7 +14,19 @@ from diffcli.errors import UsageError
 from diffcli.sampling import draw_samples
 
 UNUSED = ("source", "loss", "prediction", "optim", "coupling", "ema", "compile", "checkpoint", "trainer", "logger")
-UNUSED += ("workers", "resident", "augment", "dequantize", "ckpt", "devices", "batch_size", "condition", "drop")
+UNUSED += (
+    "cuda_graphs",
+    "channels_last",
+    "workers",
+    "resident",
+    "augment",
+    "dequantize",
+    "ckpt",
+    "devices",
+    "batch_size",
+    "condition",
+    "drop",
+)
 
 
 def check_fit(name: str, config: dict) -> None:

@@ -73,6 +73,8 @@ def prepare(cfg) -> None:
             cfg.trainer.accelerator = {"cuda": "gpu"}.get(cfg.device, cfg.device)
     if cfg.trainer.accelerator == "gpu":
         pick_device("cuda")
+    if cfg.cuda_graphs and (not cfg.compile or cfg.trainer.accelerator not in ("gpu", "cuda")):
+        raise UsageError("cuda_graphs=true is of compiled code on a GPU", "trainer=gpu compile=true, or leave it out")
     _check_devices(cfg.trainer)
     _check_search(cfg.trainer)
     if is_classifier(cfg):

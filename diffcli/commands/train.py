@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from omegaconf import OmegaConf
 
 from diffcli import checkpoint
@@ -147,8 +148,10 @@ def fit(
 
     config = parts.config
     max_steps, samples = config["trainer"]["max_steps"], config["batch_size"] * trainer.world_size
+    if config["channels_last"]:
+        parts.model.network.to(memory_format=torch.channels_last)
     if config["compile"]:
-        parts.model.network.compile()
+        parts.model.network.compile(mode="reduce-overhead" if config["cuda_graphs"] else None)
     classifies = isinstance(parts, ClassifierParts)
     more = {} if classifies else {"condition": parts.condition}
     agreement = Agreement()

@@ -115,6 +115,7 @@ class Steps(L.LightningModule):
         return self.losses(self.augment(*batch, draw), draw)[0].mean()
 
     def training_step(self, batch, _) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()  # what the last step's graphs have put out is used up
         loss = self.loss_of(batch, self.batches)
         self._taken.append(loss.detach())
         self.batches += 1

@@ -54,7 +54,10 @@ def last(folder):
 
 def rows(folder):
     with (folder / "run/metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "samples_per_second"} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if k not in ("samples_per_second", "data_wait")}
+            for row in csv.DictReader(file)
+        ]
 
 
 def assert_equal(found, expected):
