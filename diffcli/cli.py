@@ -14,7 +14,18 @@ from diffcli.writing import as_sentence, unwritten
 
 ALIASES = {"likelihood": "nll"}
 MODULES = {"import": "import_"}  # a command whose name is a keyword of Python
-FROM_CHECKPOINT = ("sample", "encode", "decode", "interpolate", "nll", "evaluate", "compare", "explain", "diagnose", "tune")
+FROM_CHECKPOINT = (
+    "sample",
+    "encode",
+    "decode",
+    "interpolate",
+    "nll",
+    "evaluate",
+    "compare",
+    "explain",
+    "diagnose",
+    "tune",
+)
 
 
 class _Unread(BaseException):

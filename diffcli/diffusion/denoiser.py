@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 
-import torch
 from torch import Tensor, nn
 
 from diffcli.diffusion.numeric import combine, match, transformed

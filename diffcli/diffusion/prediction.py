@@ -123,7 +123,8 @@ class Velocity(Prediction):
 
     def velocity(self, xt, t, **cond):
         self.count(xt)
-        return self._call(xt, *self.kept("inputs", self._inputs, t), **cond)[0]  # F itself, free of the coefficients' cost and round-off
+        # F itself, free of the coefficients' cost and round-off
+        return self._call(xt, *self.kept("inputs", self._inputs, t), **cond)[0]
 
     def skip_and_out(self, t):
         # alpha sigma' - alpha' sigma = -alpha sigma lam'

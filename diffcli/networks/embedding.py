@@ -86,7 +86,8 @@ def check_label(label: Tensor | None, n: int, classes: int, none: bool = True) -
         raise ValueError("the network has no classes (network.classes=0) and takes no label")
     if label.shape != (n,) or label.dtype != torch.int64:
         raise ValueError(f"labels must be ({n},) of int64, got {tuple(label.shape)} of {label.dtype}")
-    first, readable = -1 if none else 0, label.device.type == "cpu"  # a GPU would be waited for, and refuses them itself
+    first = -1 if none else 0
+    readable = label.device.type == "cpu"  # a GPU would be waited for, and refuses them itself
     if readable and not torch.compiler.is_compiling() and bool(((label < first) | (label >= classes)).any()):
         more = " (-1 is none)" if none else ""
         raise ValueError(f"labels must lie from {first} to {classes - 1}{more}, got {label.min()} to {label.max()}")
