@@ -30,6 +30,9 @@ NEW_ORDER = {
     "trainer.accumulate_grad_batches": "the order of the items goes on where it was, each once an epoch",
     "trainer.max_steps": "the cosine of optim.lr ends there",
 }
+# what checkpoints of older versions did, which lack these settings
+BEFORE = {"cuda_graphs": False, "channels_last": False, "augment": {"flip": False, "shift": 0}}
+BEFORE_EMA = {"profile": "constant", "width": 0.1}
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ def check_same(old: dict, new: dict, path: Path, moved: bool = False) -> list[Ch
                 f"{path} was trained with another {part}: {found[0]}{more}",
                 "the same settings, or a new run without resume",
             )
+    old = BEFORE | old | {"ema": BEFORE_EMA | old.get("ema", {})}
     names = [k for k in old if k in new and k not in (*MODEL, *WITHIN, *ELSEWHERE)]
     found = [change for k in names for change in _changes(old[k], new[k], k) if not _is_free(change.key, old, new)]
     # a value that another setting takes over, as coupling=ot does the batch's size, follows it

@@ -15,6 +15,7 @@ from diffcli import checkpoint
 from diffcli.commands.changes import check_same
 from diffcli.commands.resume import _step
 from diffcli.data.base import TensorItems, identity
+from diffcli.errors import UsageError
 
 TINY = (
     "data=moons", "data.n=50", "network=mlp", "network.width=8", "network.blocks=1", "batch_size=12", "trainer.max_steps=4",
@@ -190,6 +191,21 @@ def test_what_makes_no_difference_may_change(run):
         assert check_same(old, old | free, run) == []
 
 
+def test_what_an_older_version_did_not_have_is_a_change_too(run):
+    """Its checkpoint says nothing of such a setting, and it had the value that it has by default."""
+    new = load(run / "checkpoints/last.ckpt")["config"]
+    old = {k: v for k, v in new.items() if k not in ("augment", "channels_last", "cuda_graphs")}
+    old["ema"] = {"decay": new["ema"]["decay"]}
+    assert check_same(old, new, run) == []
+    for part, name, value in (("augment", "flip", True), ("augment", "shift", 2), ("ema", "profile", "power")):
+        other = new | {part: new[part] | {name: value}}
+        with pytest.raises(UsageError, match=f"{part}.{name} was .*, is now {value}"):
+            check_same(old, other, run)
+        assert [c.key for c in check_same(old, other | {"resume_allow": [part]}, run)] == [f"{part}.{name}"]
+    with pytest.raises(UsageError, match="channels_last was False, is now True"):
+        check_same(old, new | {"channels_last": True}, run)
+
+
 def test_a_step_is_looked_up_in_nothing_that_would_not_be_read(run, tmp_path):
     """Neither in an archive that is compressed, which torch reads, nor in a pipe, for which it would wait."""
     whole, packed, pipe = run / "checkpoints/last.ckpt", tmp_path / "packed.ckpt", tmp_path / "pipe.ckpt"
@@ -351,7 +367,6 @@ def test_a_picture_that_breaks_ends_the_run_with_a_sentence_and_all_its_checkpoi
     cli, tmp_path, monkeypatch, workers, injected
 ):
     from diffcli.data import image_folder
-    from diffcli.errors import UsageError
 
     folder, read = tmp_path / "pictures", image_folder.read_picture
     folder.mkdir()
