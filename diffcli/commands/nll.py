@@ -16,7 +16,7 @@ from diffcli.commands.run_folder import say
 from diffcli.commands.source import refuse_source
 from diffcli.data.pictures import is_image, picture
 from diffcli.diffusion.bound import ContinuousBound, DiscreteBound, VariationalBound
-from diffcli.diffusion.likelihood import LogDensity
+from diffcli.diffusion.likelihood import Likelihood, LogDensity
 from diffcli.diffusion.prior import Prior
 from diffcli.errors import UsageError
 from diffcli.sampling import padded
@@ -51,6 +51,8 @@ def run(cfg) -> int:
     _setup(likelihood, model)
     bound = _bound(model, likelihood)
     quicken(model.denoiser, model.config)
+    if cfg.compile and bound is None and isinstance(likelihood, Likelihood):
+        say("compile=true: a divergence is taken of the network as it is; compiled is what also=elbo evaluates")
     place = find_place("nll", model.config)
     if place.finished:
         return 0

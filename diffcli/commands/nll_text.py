@@ -52,8 +52,10 @@ def _errors(report: Report, results: dict) -> Iterator[str]:
         yield "one probe gives no error of the divergence estimate (likelihood.probes=2 or more does)"
     elif half > 0:
         each = report.t * results["divergence_std_err_mean"]
+        orthogonal = report.model.config["likelihood"].get("noise") == "orthogonal"
+        sure = "were its probes independent" if orthogonal else "95 %"
         yield (
-            f"the divergence estimate leaves ± {half / scale:.2g} {unit} on the mean (95 %),"
+            f"the divergence estimate leaves ± {half / scale:.2g} {unit} on the mean ({sure}),"
             f" ± {each / scale:.2g} on an item"
         )
         if "dequantize_effective_samples" in results:

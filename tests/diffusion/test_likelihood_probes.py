@@ -11,6 +11,7 @@ from diffcli.diffusion.exact import Exact, GaussianMixture
 from diffcli.diffusion.likelihood import Hutchinson, Likelihood
 from diffcli.diffusion.likelihood.divergence import STRIDES, patterns
 from diffcli.diffusion.loss.base import TrainingSet
+from diffcli.randomness import ItemNoise
 
 DESIGNS = [("rademacher", "fresh"), ("rademacher", "blocks"), ("gaussian", "blocks"), ("orthogonal", "fixed")]
 
@@ -24,6 +25,18 @@ def test_every_probe_of_every_reading_has_unit_covariance(noise, along):
         for k in range(3):
             cov = e[:, k].T @ e[:, k] / len(e)
             assert e[:, k].mean(0).abs().max() < 0.11 and (cov - torch.eye(4)).abs().max() < 0.16
+
+
+@pytest.mark.parametrize("along", ["fixed", "fresh", "blocks"])
+def test_columns_are_independent_and_other_blocks_draw_anew(along):
+    """The products e_i e_j, of which a probe's error is made: of two columns uncorrelated, and of two readings as `along` says."""
+    x, design = normal(0, 2000, 4), Hutchinson(2, along=along)
+    pairs = [e[:, :, 0] * e[:, :, 1] for e in (design.probes(x, item_noise(x), reading) for reading in (0, 1, 8))]
+    for first, second in ((pair[:, 0], pair[:, 1]) for pair in pairs):
+        assert (first * second).mean().abs() < 0.1
+    near, far = ((pairs[0] * other).mean().abs() for other in pairs[1:])
+    assert near > 0.99 if along != "fresh" else near < 0.1
+    assert far > 0.99 if along == "fixed" else far < 0.1
 
 
 @pytest.mark.parametrize("n", sorted(STRIDES))
@@ -100,6 +113,16 @@ def test_varying_probes_move_neither_the_state_nor_the_solvers_error():
     assert torch.equal(found.x1, exact.x1)
     ratio = found.solver_err.median() / exact.solver_err.median()
     assert 0.5 < ratio < 2
+    others = Likelihood(tol=1e9)(model, x, ItemNoise(1, range(32), (2,), torch.float64))
+    assert torch.equal(others.solver_err, found.solver_err) and not torch.equal(others.log_prob, found.log_prob)
+
+
+def test_intervals_from_two_probes_cover_as_many_as_they_say():
+    model = Exact(build("vp", "linear"), mixture_of(6))
+    x, _ = at_t_min(model, 150)
+    found, exact = (Likelihood(d, 2, steps=16, tol=1e9)(model, x, item_noise(x)) for d in ("hutchinson", "exact"))
+    held = ((found.log_prob - exact.log_prob).abs() < 12.706 * found.std_err).double().mean()  # Student's t, one degree
+    assert 0.88 < held < 0.995
 
 
 @pytest.mark.parametrize(
@@ -107,6 +130,7 @@ def test_varying_probes_move_neither_the_state_nor_the_solvers_error():
     [
         (dict(solver="rk45", along="fresh"), "must be fixed along the path"),
         (dict(noise="orthogonal", along="blocks"), "twice over"),
+        (dict(noise="orthogonal", probes=1), "at least 2"),
         (dict(along="never"), "along must be one of"),
         (dict(control="mean"), "control must be one of"),
     ],

@@ -74,12 +74,14 @@ class Hutchinson(Divergence):
     noise: of the probes, rademacher (the least variance of all with independent entries), gaussian, whose quadratic forms
     are so skewed in two dimensions that 95 % intervals from 8 of them cover 88 %, or orthogonal: signs that `patterns` makes
     orthogonal over any few neighbours, in groups of up to 16 probes.  What neighbours have in common then drops out of their
-    mean, and the spread of the columns is that of independent ones: their `std_err` is too large.
+    mean, but not of the spread of the columns, so that their `std_err` is too large; what places of one colour have in
+    common does the opposite, and where that is more, as among numbers in no order it may be, `std_err` is too small.
     along: the probes along a path are fixed; fresh at each reading, whose errors then do not add up; or blocks: fresh every 8
     readings and orthogonal over neighbours within them.  Either is unbiased for an integral over a grid that no reading
-    moves, and the columns stay independent.  The variance of a probe comes from the products e_i e_j, i != j: antithetic
-    probes, -e, have the same.
-    Raises ValueError if probes < 1, for another noise or along, and for orthogonal probes in blocks.
+    moves, and the columns stay independent.  In two dimensions a draw of signs is but the one sign of e_1 e_2: over 34
+    readings 95 % intervals from 2 probes cover 47 % if fixed, 88 % in blocks and 95 % if fresh, from 8 94 %, 95 % and 95 %.
+    The variance of a probe comes from the products e_i e_j, i != j: antithetic probes, -e, have the same.
+    Raises ValueError if probes < 1, or < 2 orthogonal ones, for another noise or along, and for orthogonal probes in blocks.
     Hutchinson 1990; Grathwohl et al. 2019, sec. 3.1, arXiv:1810.01367; Bekas, Kokiopoulou & Saad 2007 (probing by colours).
     """
 
@@ -96,6 +98,7 @@ class Hutchinson(Divergence):
         require(along in BLOCKS, f"along must be one of {', '.join(BLOCKS)}, got {along}")
         fits = "orthogonal probes in blocks would be so twice over: take noise=rademacher, or along=fresh"
         require(noise != "orthogonal" or along != "blocks", fits)
+        require(noise != "orthogonal" or probes >= 2, "one probe is orthogonal to no other: probes must be at least 2")
         self.columns, self.noise, self.block = probes, noise, BLOCKS[along]
         self.group = (
             2 ** min(int(math.log2(probes)), 4) if noise == "orthogonal" else 1

@@ -74,9 +74,11 @@ class Exponential(Solver):
     Each is added over the steps as the root of the squares; beside them, as a root of squares too, stands twice what the
     integrals through 6 and 4 readings differ by in each step, its size added over the steps.  Where the probes vary along the
     path, `-s . g` stands there in the divergence's place: over the density the two have the same mean, and there is no noise
-    in it.  On mixtures of 2, 16 and 64 dimensions in 16 to 48 steps the whole is above the true error on at least 94 % of the
-    items.  Items beyond `tol` nats a dimension are walked again with twice the steps, `DOUBLINGS` times at most; what remains
-    is in the error that they return with.
+    in it, so that no probe decides which items are walked again.  At the mode of Gaussian data it is 0 and says nothing: the
+    errors that it missed there in 16 steps, in 1 and 2 dimensions, were below 3e-5 nats.  On mixtures of 2, 16 and 64
+    dimensions in 16 to 48 steps the whole is above the true error on at least 94 % of the items.  Items beyond `tol` nats a
+    dimension are walked again with twice the steps, `DOUBLINGS` times at most; what remains is in the error that they return
+    with.
 
     Raises ValueError for fewer than 4 steps, unless 0 < tol, 0 < small < large.
     Lu et al. 2022, prop. 3.1, arXiv:2206.00927; Zhang & Chen 2023, arXiv:2204.13902 (exponential Adams);
