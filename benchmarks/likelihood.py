@@ -141,7 +141,8 @@ def digits(ckpt: str, root: str, n: int, probes: int, fine: float) -> Problem:
     u = ItemNoise(0, range(n), level.shape[1:], torch.float64).uniform("dequantize")
     x = (level + u) / 128 - 1
     data = TrainingSet(lambda: x, tuple(x.shape[1:]), levels=256)
-    return Problem(ckpt, model, x, dict(divergence="hutchinson", probes=probes), data, fine)
+    # fixed: only then do all solvers integrate the same function
+    return Problem(ckpt, model, x, dict(divergence="hutchinson", probes=probes, along="fixed"), data, fine)
 
 
 DESIGNS = {
@@ -215,6 +216,8 @@ def main() -> int:
     parser.add_argument("--fine", type=float, default=1e-6, help="tolerance of the reference, with --ckpt")
     parser.add_argument("--probes-table", action="store_true", help="what the probes leave, in place of the solvers")
     args = parser.parse_args()
+    if args.ckpt and not args.data_root:
+        parser.error("--ckpt needs --data-root, where MNIST lies")
     torch.set_num_threads(1)
     chosen = mixtures(args.n)
     if args.ckpt:
