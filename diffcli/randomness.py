@@ -14,13 +14,14 @@ def key(*parts) -> int:
 
 
 class Draw:
-    """The random numbers of one training step: a function of (seed, step, rank, purpose), drawn on `device`."""
+    """The random numbers of one training step: a function of (seed, step, rank, purpose), drawn on `device`; `world` ranks."""
 
-    def __init__(self, seed: int, step: int | str, rank: int = 0, device: torch.device | str = "cpu"):
-        self.seed, self.step, self.rank, self.device = int(seed), step, int(rank), torch.device(device)
+    def __init__(self, seed: int, step: int | str, rank: int = 0, device: torch.device | str = "cpu", world: int = 1):
+        self.seed, self.step, self.device = int(seed), step, torch.device(device)
+        self.rank, self.world = int(rank), world
 
-    def generator(self, purpose: str) -> torch.Generator:
-        seed = key(self.seed, self.step, self.rank, purpose) % 2**63
+    def generator(self, purpose: str, rank: int | None = None) -> torch.Generator:
+        seed = key(self.seed, self.step, self.rank if rank is None else rank, purpose) % 2**63
         return torch.Generator(self.device).manual_seed(seed)
 
     def normal(self, purpose: str, shape, dtype=torch.float32) -> Tensor:
@@ -30,6 +31,12 @@ class Draw:
     def uniform(self, purpose: str, shape, dtype=torch.float32) -> Tensor:
         """Uniform on [0, 1)."""
         return torch.rand(shape, dtype=dtype, device=self.device, generator=self.generator(purpose))
+
+    def stratified(self, purpose: str, n: int) -> Tensor:
+        """`(u + i/(n world)) mod 1`, i = rank, rank + world, …, of n items, float64, with one u for all ranks."""
+        u = torch.rand(1, dtype=torch.float64, device=self.device, generator=self.generator(purpose, rank=0))
+        i = self.rank + self.world * torch.arange(n, dtype=torch.float64, device=self.device)
+        return (u + i / (n * self.world)) % 1
 
 
 class ItemNoise:

@@ -12,8 +12,8 @@ from diffcli.diffusion.sde import SDE
 class TimeSampler(ABC):
     """Draws n times on [sde.t_min, sde.t_max] with density q, and returns them with 1/q relative to the uniform density.
 
-    A sampler writes `place`, which takes uniform numbers to times; they are stratified over the batch,
-    `u_i = (u + i/n) mod 1` with one u a batch, which lowers the variance of the loss.
+    A sampler writes `place`, which takes uniform numbers to times; they are stratified over the batch
+    of all ranks, `u_i = (u + i/n) mod 1` with one u a batch, which lowers the variance of the loss.
     Kingma et al. 2021, app. I.1, arXiv:2107.00630.
     """
 
@@ -24,8 +24,7 @@ class TimeSampler(ABC):
         """The times at u in [0, 1), float64, and 1/q there."""
 
     def __call__(self, sde: SDE, n: int, draw) -> tuple[Tensor, Tensor]:
-        u = draw.uniform("t", (1,), torch.float64)
-        return self.place(sde, (u + torch.arange(n, dtype=torch.float64, device=u.device) / n) % 1)
+        return self.place(sde, draw.stratified("t", n))
 
     def setup(self, sde: SDE) -> None:
         """Raises ValueError for an SDE on which it draws nothing."""

@@ -108,7 +108,7 @@ class Steps(L.LightningModule):
 
     def loss_of(self, batch, number: int) -> Tensor:
         """The mean loss of this rank's batch `number`, with its own randomness."""
-        draw = Draw(self.seed, number, self.global_rank, self.device)
+        draw = Draw(self.seed, number, self.global_rank, self.device, self.trainer.world_size)
         torch.manual_seed(
             key(self.seed, number, self.global_rank, "dropout") % 2**63
         )  # networks draw from the global one

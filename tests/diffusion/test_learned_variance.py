@@ -101,6 +101,9 @@ def test_the_hybrid_loss_is_the_simple_one_and_a_little_of_the_bound(sde):
         def uniform(self, purpose, shape, dtype):
             return torch.full(shape, 0.013, dtype=dtype)
 
+        def stratified(self, purpose, n):
+            return 0.013 + torch.arange(n, dtype=torch.float64) / n
+
         def normal(self, purpose, shape, dtype):
             return torch.ones(shape, dtype=dtype)
 
@@ -143,6 +146,9 @@ def test_training_finds_the_variance_of_the_reverse_step(c):
 
         def uniform(self, purpose, shape, dtype):
             return torch.zeros(shape, dtype=dtype)
+
+        def stratified(self, purpose, n):
+            return torch.arange(n, dtype=torch.float64) / n
 
         def normal(self, purpose, shape, dtype):
             return f64(-1.0, -1.0, 1.0, 1.0).repeat(T)[:, None]

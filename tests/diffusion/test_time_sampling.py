@@ -89,6 +89,9 @@ def test_times_lie_in_the_range_and_are_stratified(sde, name):
         t, weight = sampler(sde, n, Draw(1, n))
         assert t.shape == weight.shape == (n,) and t.dtype == weight.dtype == torch.float64
         assert t.min() >= sde.t_min and t.max() <= sde.t_max and (weight > 0).all()
+    ranks = torch.cat([sampler(sde, 4, Draw(1, 7, rank, world=3))[0] for rank in range(3)])
+    together = sampler(sde, 12, Draw(1, 7))[0]  # theirs are those of one process that has the whole batch
+    assert torch.allclose(ranks.sort().values, together.sort().values, rtol=1e-12)
     u = torch.linspace(0, 1, 200, dtype=torch.float64)[:-1]
     assert (sampler.place(sde, u)[0].diff() >= (0 if name == "levels" else 1e-15)).all()
 

@@ -47,6 +47,9 @@ class Signs:
     def uniform(self, purpose, shape, dtype):
         return torch.full(shape, 0.37, dtype=dtype)
 
+    def stratified(self, purpose, n):
+        return (0.37 + torch.arange(n, dtype=torch.float64) / n) % 1
+
     def normal(self, purpose, shape, dtype):
         d = math.prod(shape[1:])
         signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=d)), dtype=dtype)

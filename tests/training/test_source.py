@@ -39,9 +39,9 @@ def test_items_are_drawn_uniformly_from_the_split_that_is_trained_on():
 class Noted(Draw):
     """A Draw that notes what each of its numbers is for."""
 
-    def generator(self, purpose):
+    def generator(self, purpose, rank=None):
         self.purposes = [*getattr(self, "purposes", []), purpose]
-        return super().generator(purpose)
+        return super().generator(purpose, rank)
 
 
 def test_no_two_things_of_a_step_share_their_randomness():

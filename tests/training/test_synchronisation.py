@@ -71,7 +71,7 @@ def test_a_loss_asks_its_device_for_nothing(words, monkeypatch):
     data = () if any(w.startswith("data=") for w in needed) else ("data=moons",)
     parts = build_parts(composed("train", *data, *TINY, *needed, *words))
     module = Training(parts.denoiser, parts.loss, parts.data, parts.optim, 5, 6, condition=parts.condition)
-    monkeypatch.setattr(Draw, "generator", lambda self, purpose: None)  # there is none for a device that is not there
+    monkeypatch.setattr(Draw, "generator", lambda self, *_, **__: None)  # there is none for a device that is not there
     batch = tuple(a.to("meta") for a in module.items("train").__getitems__(range(6)))
     module.to("meta")
     with Asking("meta") as asking:
