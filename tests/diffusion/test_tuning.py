@@ -1,5 +1,7 @@
 """Few steps fitted to a model: what is fitted is a linear method, never worse than where it began, and blind to how data lie."""
 
+import pickle
+
 import pytest
 import torch
 from cases import build, f64, mixture_2d, no_noise, normal
@@ -159,11 +161,22 @@ def test_universal_weights_beat_those_they_began_from():
     assert error(many, 4) == pytest.approx(error(begun, 4).item(), rel=1e-9)
 
 
-def test_universal_weights_are_the_same_each_time():
+def test_universal_weights_are_the_same_each_time_and_in_other_processes():
     sde = build("ve", "edm")
     times = Scales(small=0.25, large=10.0)(sde, 3)
-    one, two = (Universal(mixtures=4).plan(sde, times).rows for _ in range(2))
-    assert one == two
+    one, two = (Universal(mixtures=4) for _ in range(2))
+    assert one.plan(sde, times).rows == two.plan(sde, times).rows
+    there = pickle.loads(pickle.dumps(one))
+    assert there.plan(sde, times).rows == two.plan(sde, times).rows
+
+
+def test_beyond_its_steps_universal_is_adams_moulton():
+    exact = model(pair=("ve", "edm"))
+    x, times = starts(exact, 2), Scales()(exact.sde, 40)
+    many, plain = (
+        sample(exact, s, x, times, no_noise, "stop").x for s in (Universal(0.07, 8.0, most=3), AdamsMoulton())
+    )
+    assert torch.allclose(many, plain, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +189,9 @@ def test_universal_weights_are_the_same_each_time():
         (lambda: TunedGrid()(build("vp", "linear"), 5), "not been tuned"),
         (lambda: TunedGrid({4: torch.zeros(5)})(build("vp", "linear"), 5), "tuned for 4 steps, got 5"),
         (lambda: TunedSampler().setup(model()), "not been tuned"),
-        (lambda: Universal(mixtures=0), "mixtures must be at least 1"),
+        (lambda: Universal(mixtures=0), "mixtures must lie between 1 and 1000"),
+        (lambda: Universal(mixtures=1001), "mixtures must lie between 1 and 1000"),
+        (lambda: Universal(most=100), "most must lie between 0 and 99"),
         (lambda: Universal(sigma_data=0.0), "sigma_data must be above 0"),
     ],
 )

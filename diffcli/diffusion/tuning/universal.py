@@ -1,7 +1,6 @@
 """Weights of few steps that are best over many random mixtures, known before any model is."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -79,8 +78,12 @@ class Universal(FixedGrid):
 
     At the first use of some times it walks `mixtures` exact models, drawn once and for all (`random_mixture`, sigma_data times as
     wide), and takes each step's weights by least squares (`weights.fitted_weights`); that costs a second, and nothing of the
-    model.  Beyond `most` steps it is AdamsMoulton, which is then exact enough.  Best with Scales of the same small and large.
-    Raises ValueError unless mixtures >= 1, most >= 0 and sigma_data > 0.
+    model.  Beyond `most` steps it is AdamsMoulton.  Best with Scales of the same small and large.
+
+    small, large and the law of the mixtures were picked by looking at the four cases of `benchmarks/samplers.py`.  On ten other
+    mixtures, each on VP, VE and flow, its error at NFE 5, 10, 20 was 0.42, 0.35, 0.47 (median) of that of AdamsMoulton on Scales'
+    own settings, and above it in 5, 3 and 8 of 30: up to 5 times at 5 (eight in a ring) and at 20 (a grid of narrow peaks).
+    Raises ValueError unless 1 <= mixtures <= 1000, 0 <= most <= 99 and sigma_data > 0.
     """
 
     kind = "ode"
@@ -91,18 +94,16 @@ class Universal(FixedGrid):
     def __init__(
         self, small: float = 0.25, large: float = 10.0, sigma_data: float = 1.0, mixtures: int = 24, most: int = 24
     ):
-        require(mixtures >= 1, f"mixtures must be at least 1, got {mixtures}")
-        require(most >= 0, f"most must not lie below 0, got {most}")
+        require(1 <= mixtures <= 1000, f"mixtures must lie between 1 and 1000, got {mixtures}")
+        require(0 <= most <= 99, f"most must lie between 0 and 99, got {most}")
         require(sigma_data > 0, f"sigma_data must be above 0, got {sigma_data}")
         self.begun = AdamsMoulton(small=small, large=large)
         self.sigma_data, self.mixtures, self.most = float(sigma_data), mixtures, most
-        self.kept = lru_cache(16)(self._weights)
-
-    memory = 99
+        self.memory = max(most, self.begun.memory + 1)  # one more, as a step corrects the one before
+        self.kept: dict[tuple[SDE, tuple[float, ...]], list[list[float]]] = {}  # goes to other processes with it
 
     @torch.no_grad()
-    def _weights(self, sde: SDE, times: tuple[float, ...]) -> Tensor:
-        at = torch.tensor(times, dtype=torch.float64)
+    def _weights(self, sde: SDE, at: Tensor) -> Tensor:
         base = weights_of(self.begun, sde, at)
         if len(at) - 1 > self.most:
             return base
@@ -113,8 +114,11 @@ class Universal(FixedGrid):
 
     def plan(self, sde, times):
         p, q = (c.tolist() for c in FORM.reading(sde, times))
-        weights = self.kept(sde, tuple(times.tolist())).tolist()
-        rows = [Row(row[0], row[i + 1 : 0 : -1]) for i, row in enumerate(weights)]
+        key = (sde, tuple(times.tolist()))
+        if key not in self.kept:
+            self.kept[key] = self._weights(sde, times).tolist()
+        # of a reading that AdamsMoulton has forgotten there is round-off left
+        rows = [Row(row[0], row[i + 1 : 0 : -1][: self.memory]) for i, row in enumerate(self.kept[key])]
         return TunedPlan.at(sde, times, p=p, q=q, rows=rows)
 
     def step(self, denoiser, xt, i, plan, history, noise):
