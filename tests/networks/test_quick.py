@@ -66,8 +66,8 @@ def test_another_process_compiles_for_itself(x, monkeypatch):
 def test_compiled_code_is_the_same_function(x):
     """It lies as near to the function in float64 as the network itself does, whose last digits are others."""
     net, exact, c = Quick(network(), compiled=True), network().double(), torch.ones(16)
-    for x in (x, 3 * x):
-        truth = exact(x.double(), c.double())
-        compiled, plain = ((found - truth).norm() / truth.norm() for found in (net(x, c), net.inner(x, c)))
+    for at in (x, 3 * x):
+        truth = exact(at.double(), c.double())
+        compiled, plain = ((found - truth).norm() / truth.norm() for found in (net(at, c), net.inner(at, c)))
         assert compiled < 4 * plain < 1e-5
     assert net.code is not None
