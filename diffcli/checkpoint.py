@@ -1,6 +1,7 @@
 """A checkpoint carries its config.  Reading one runs no code: tensors and plain containers, classes of diffcli only."""
 
 import contextlib
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -120,6 +121,16 @@ def read(path: str | Path, part: str | None = "denoiser") -> dict:
             check_content(value, key, path)
     check_tuned(content.get("tuned", []), path)
     return content
+
+
+def fingerprint(content: dict) -> str:
+    """A hex SHA-256 of a checkpoint's model: its config, shape and weights, raw and averaged; not of what was tuned to it."""
+    found = hashlib.sha256(repr((content["config"], content["shape"])).encode())
+    for group in ("state_dict", "ema"):
+        for name, value in sorted(content[group].items()):
+            found.update(f"{group}.{name} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def own_data(config: dict, group: str = "data") -> dict | None:

@@ -53,7 +53,7 @@ def run(cfg) -> int:
     check_shape(model, items[0][0].shape, "the data")
     config["compared"] = fitting(config["compared"], model.shape)
     network = network_of(model, device)
-    place = find_place("evaluate", config)
+    place = find_place("evaluate", config, walk.fit if walk else "")
     path, n = place.path, config["n"] * config["repeats"]
     if place.finished:
         return 0

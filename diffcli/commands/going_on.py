@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffcli import checkpoint
 from diffcli.commands.common import typed
 from diffcli.commands.partial import FOLDER, Partial
 from diffcli.commands.requeue import comes_back, job
@@ -64,9 +65,10 @@ class Place:
             partial.close()
 
 
-def find_place(command: str, config: dict) -> Place:
+def find_place(command: str, config: dict, fit: str = "") -> Place:
     """The run's folder as `choose` gives it, and with resume=auto, or where a scheduler starts its job again, what is in it.
 
+    fit: what tells the fit that it walks by from another (`tuned.of_walk`).
     Raises UsageError where another run is there: of another command, other settings or other files.
     """
     if config["resume"] not in ("never", "auto"):
@@ -74,16 +76,16 @@ def find_place(command: str, config: dict) -> Place:
     if not typed("resume=") and comes_back(place(config)):
         config["resume"] = "auto"
     if config["resume"] == "never":
-        return Place(command, choose(command, config), config, _inputs(config))
+        return Place(command, choose(command, config), config, _inputs(config, fit))
     if place(config) is None:
         raise UsageError("resume=auto looks in out=DIR, and no out is given", "out=DIR")
     path = choose(command, config | {"overwrite": True})
     looked = look(path)
     record = _record(path)
     if record is None or record.get("command") != command:
-        return Place(command, choose(command, config), config, _inputs(config))
+        return Place(command, choose(command, config), config, _inputs(config, fit))
     left = (path / FOLDER).exists()  # without that, it ended before it had anything to keep
-    found = Place(command, path, config, _inputs(config), left, record.get("status") == "finished", looked)
+    found = Place(command, path, config, _inputs(config, fit), left, record.get("status") == "finished", looked)
     if found.finished or left:
         _check_same(record, found)
     if found.finished:
@@ -124,9 +126,10 @@ def differences(old, new, key: str) -> Iterator[tuple[str, object, object]]:
         yield key, old, new
 
 
-def _inputs(config: dict) -> dict[str, str]:
+def _inputs(config: dict, fit: str) -> dict[str, str]:
     """Of each file that a setting names, what tells it from another: its content's hash, of data size and time of change."""
-    return {key: _digest(path, key) for key, path in _files({k: v for k, v in config.items() if k != "denoiser"})}
+    files = _files({k: v for k, v in config.items() if k != "denoiser"})
+    return {key: _digest(path, key) for key, path in files} | ({"fit of diffcli tune": fit} if fit else {})
 
 
 def _files(node: dict, prefix: str = "") -> Iterator[tuple[str, Path]]:
@@ -142,6 +145,8 @@ def _files(node: dict, prefix: str = "") -> Iterator[tuple[str, Path]]:
 
 
 def _digest(path: Path, key: str) -> str:
+    if key.rpartition(".")[2] == "ckpt":  # diffcli tune adds to the file, and the model stays the same
+        return checkpoint.fingerprint(checkpoint.read(path, None))
     if path.is_file() and key.partition(".")[0] not in DATA:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

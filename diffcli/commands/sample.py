@@ -42,7 +42,7 @@ def run(cfg) -> int:
     start = _start(model)
     if (cfg.devices or 1) > 1 and (cfg.trajectory or cfg.start is not None):
         raise UsageError(f"devices={cfg.devices} goes with neither trajectory=true nor start=", "devices=1")
-    place = find_place("sample", model.config)
+    place = find_place("sample", model.config, walk.fit)
     path, n = place.path, model.config["n"]
     if place.finished:
         return 0

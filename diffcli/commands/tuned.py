@@ -1,5 +1,6 @@
 """What `diffcli tune` has fitted to a model, as its checkpoint keeps it, and what of it a sampler and a grid take."""
 
+import hashlib
 import sys
 from dataclasses import dataclass, fields
 
@@ -67,6 +68,8 @@ def with_tuned(sampler: Sampler, grid: Grid, config: dict, model: Model) -> tupl
     Raises UsageError that says what there is, where nothing fits.
     """
     own = isinstance(sampler, TunedSampler)
+    if isinstance(getattr(sampler, "predictor", None), TunedSampler):
+        raise UsageError("sampler.predictor=tuned: what was tuned is a whole walk", "sampler.predictor=ancestral")
     if not own and not isinstance(grid, TunedGrid):
         return sampler, grid
     if own and typed("grid") and "samplers" not in config and not isinstance(grid, TunedGrid):
@@ -78,6 +81,16 @@ def with_tuned(sampler: Sampler, grid: Grid, config: dict, model: Model) -> tupl
     if not own:
         return sampler, TunedGrid(tables)
     return TunedSampler({entry.steps: (entry.times, entry.weights) for entry in found}), TunedGrid(tables)
+
+
+def of_walk(sampler: Sampler, grid: Grid, times: Tensor) -> str:
+    """A hex hash of the fit that is walked, which another may replace in the checkpoint; empty where there is none."""
+    if not isinstance(grid, TunedGrid):
+        return ""
+    found = hashlib.sha256(times.numpy())
+    if isinstance(sampler, TunedSampler):
+        found.update(sampler.tables[len(times) - 1][1].contiguous().numpy())
+    return found.hexdigest()
 
 
 def usable(model: Model, node: dict | None, name: str) -> list[Entry]:

@@ -1,12 +1,9 @@
 """The checkpoint that `diffcli tune` adds to: nothing else in it changes, and it is whole at any moment."""
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from diffcli import checkpoint
 from diffcli.commands.folder_lock import FolderLock
@@ -22,7 +19,7 @@ class Store:
         if not os.access(self.path.parent, os.W_OK) or not os.access(self.path, os.W_OK):
             raise UsageError(f"{path} cannot be written, and what is tuned is kept there", "ckpt=COPY of it")
         with self._alone():
-            self.weights = _digest(checkpoint.read(self.path))
+            self.model = checkpoint.fingerprint(checkpoint.read(self.path))
 
     def put(self, entry: Entry) -> None:
         """Add what was tuned, in the place of what it replaces.
@@ -31,7 +28,7 @@ class Store:
         """
         with self._alone():
             content = checkpoint.read(self.path)
-            if _digest(content) != self.weights:
+            if checkpoint.fingerprint(content) != self.model:
                 raise DiffcliError(f"{self.path} holds other weights than when tune began", "diffcli tune again")
             kept = [found for found in content.get("tuned", []) if not entry.replaces(Entry(**found))]
             stat = self.path.stat()
@@ -57,13 +54,3 @@ class Store:
             yield
         finally:
             lock.free()
-
-
-def _digest(content: dict) -> str:
-    """Of all weights, raw and averaged."""
-    found = hashlib.sha256()
-    for group in ("state_dict", "ema"):
-        for name, value in sorted(content[group].items()):
-            found.update(f"{group}.{name} {value.dtype} {tuple(value.shape)}".encode())
-            found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()

@@ -15,7 +15,7 @@ from diffcli.commands.common import check_walk, several
 from diffcli.commands.model import Model, check_process
 from diffcli.commands.options import filled
 from diffcli.commands.partial import Rows, chunks
-from diffcli.commands.tuned import least_there, most_there, with_tuned
+from diffcli.commands.tuned import least_there, most_there, of_walk, with_tuned
 from diffcli.data.transform import Transform
 from diffcli.diffusion.denoiser import Denoiser
 from diffcli.diffusion.grid import Grid
@@ -31,11 +31,12 @@ DEFAULT_STEPS = Sampler.usual_steps
 
 @dataclass
 class Walk:
-    """A sampler on its grid."""
+    """A sampler on its grid; fit: what tells what it was given by diffcli tune from another fit, empty without."""
 
     sampler: Sampler
     times: Tensor
     last: str
+    fit: str = ""
 
 
 def build_sampler(node: dict) -> Sampler:
@@ -80,7 +81,7 @@ def plan_walk(config: dict, model: Model, usual: int | None = None) -> Walk:
     doubt = sampler.warning(model.denoiser, times)
     if doubt and config.get("start") is None:
         print(f"warning: {doubt}", file=sys.stderr)
-    return Walk(sampler, times, last)
+    return Walk(sampler, times, last, of_walk(sampler, grid, times))
 
 
 def _times(sampler: Sampler, grid: Grid, sde: SDE, steps: int | None, usual: int) -> Tensor:

@@ -12,6 +12,7 @@ from diffcli import checkpoint
 from diffcli.cli import main
 from diffcli.commands import tune
 from diffcli.commands.folder_lock import FolderLock
+from diffcli.commands.partial import Partial
 from diffcli.diffusion.grid import Karras, UniformLam
 from diffcli.diffusion.samplers import DDIM, Deis
 from diffcli.diffusion.samplers.tuned import TunedSampler
@@ -79,6 +80,7 @@ def record(tmp_path, out):
     return json.loads((tmp_path / out / "run.json").read_text())
 
 
+@pytest.mark.heavy
 def test_what_is_found_is_kept_and_all_else_stays(cli, model, tmp_path, fitted):
     os.utime(model, ns=(10**18, 10**18))
     before = torch.load(model, weights_only=True)
@@ -121,6 +123,7 @@ def checkpoint_transform(path):
     return build(checkpoint.read(path)["config"]["data"], "data").transform
 
 
+@pytest.mark.heavy
 def test_a_tuned_walk_has_its_own_times(cli, model, tmp_path, fitted):
     assert cli("tune", f"ckpt={CKPT}", "steps=[2,4]", "out=t").code == 0
     done = cli("sample", f"ckpt={CKPT}", "sampler=tuned", "nfe=3", "n=4", "out=s")
@@ -136,26 +139,59 @@ def test_a_tuned_walk_has_its_own_times(cli, model, tmp_path, fitted):
     assert {key: steps for key, steps in cells.items() if key[0] == "tuned"} == {("tuned", 3): 2, ("tuned", 6): 4}
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("sampler=tuned", "steps=3"), "2, 4"),
-        (("sampler=tuned", "nfe=1"), "the 2 steps that were tuned take 2"),
-        (("sampler=tuned", "grid=karras"), "grid= left out"),
-        (("sampler=deis", "grid=tuned"), "for sampler=deis with these settings; there is sampler=tuned steps=2|4"),
-        (("sampler=rk45", "grid=tuned"), "has not been tuned for sampler=rk45"),
-        (("sampler=tuned", "sde=ve"), "another process"),
-        (("sampler=pc", "sampler.predictor=tuned"), "tuned"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused(cli, model, fitted, words, said):
+UNFIT = {
+    ("sampler=tuned", "steps=3"): "2, 4",
+    ("sampler=tuned", "nfe=1"): "the 2 steps that were tuned take 2",
+    ("sampler=tuned", "grid=karras"): "grid= left out",
+    ("sampler=deis", "grid=tuned"): "for sampler=deis with these settings; there is sampler=tuned steps=2|4",
+    ("sampler=rk45", "grid=tuned"): "has not been tuned for sampler=rk45",
+    ("sampler=tuned", "sde=ve"): "another process",
+    ("sampler=pc", "sampler.predictor=tuned"): "what was tuned is a whole walk",
+}
+
+
+def test_what_does_not_fit_is_refused(cli, model, fitted):
     assert cli("tune", f"ckpt={CKPT}", "steps=[2,4]", "out=t").code == 0
-    done = cli("sample", f"ckpt={CKPT}", *words, "out=s")
-    assert (done.code, "Traceback" in done.err) == (2, False), done.err
-    assert said in done.err
-    assert not os.path.exists("s")
+    for words, said in UNFIT.items():
+        done = cli("sample", f"ckpt={CKPT}", *words, "out=s")
+        assert (done.code, "Traceback" in done.err) == (2, False), done.err
+        assert said in done.err, done.err
+        assert not os.path.exists("s")
 
 
+@pytest.mark.heavy
+def test_an_interrupted_run_goes_on_after_a_tune_unless_its_own_fit_is_another(
+    cli, model, tmp_path, fitted, monkeypatch
+):
+    """The file is another one then, and the model the same."""
+    assert cli("tune", f"ckpt={CKPT}", "steps=2", "out=t").code == 0
+    words = ("sample", f"ckpt={CKPT}", "n=40", "batch_size=16", "png=false", "steps=2")
+    walks = {"free": "sampler=ddim", "own": "sampler=tuned"}
+
+    def stop(self, **columns):
+        append(self, **columns)
+        raise KeyboardInterrupt
+
+    append = Partial.append
+    with monkeypatch.context() as patch:
+        patch.setattr(Partial, "append", stop)
+        for out, walk in walks.items():
+            assert cli(*words, walk, f"out={out}").code == 130
+    assert cli(*words, walks["free"], "out=whole").code == 0
+    assert cli("tune", f"ckpt={CKPT}", "steps=3", "out=u").code == 0
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    for out, walk in walks.items():
+        done = cli(*words, walk, f"out={out}", "resume=auto")
+        assert done.code == 0 and "going on at sample 16 of 40" in done.out, done.err
+    assert (tmp_path / "free/samples.npy").read_bytes() == (tmp_path / "whole/samples.npy").read_bytes()
+    content = checkpoint.read(model)
+    content["tuned"][0]["weights"] *= 1.1
+    checkpoint.write(content, model)
+    done = cli(*words, walks["own"], "out=other", "resume=auto")
+    assert done.code == 2 and "another fit of diffcli tune: its content has changed" in done.err, done.err
+
+
+@pytest.mark.heavy
 def test_a_model_that_was_not_tuned_says_how(cli, model):
     for words in (("sampler=tuned",), ("sampler=dpmpp_2m", "grid=tuned")):
         done = cli("sample", f"ckpt={CKPT}", *words)
@@ -235,6 +271,7 @@ def test_a_checkpoint_that_changes_meanwhile_is_left_alone(cli, model, tmp_path,
     assert (done.code, "is in use" in done.err) == (2, True), done.err
 
 
+@pytest.mark.heavy
 def test_each_row_of_the_starts_keeps_its_label(cli, model, fitted):
     words = ("label=all", "guidance=cfg", "guidance.scale=2", "n=5", "held=4", "batch_size=16", "seed=3")
     assert cli("tune", f"ckpt={CKPT}", "steps=2", *words, "out=t").code == 0
@@ -257,6 +294,7 @@ def test_each_row_of_the_starts_keeps_its_label(cli, model, fitted):
     assert (done.code, "without this guidance" in done.err) == (0, True), done.err
 
 
+@pytest.mark.heavy
 def test_it_is_exported_and_imported(cli, model, tmp_path, fitted):
     assert cli("tune", f"ckpt={CKPT}", "steps=[2,3]", "out=t").code == 0
     assert cli("tune", f"ckpt={CKPT}", "steps=2", "what=times", "out=u").code == 0
