@@ -32,7 +32,7 @@ class Condition:
             y = y.to(x0)
         if draw is not None and self.drop:
             lost = draw.uniform("drop", (len(y),)) < self.drop
-            none = torch.tensor(-1 if self.name == "label" else math.nan, dtype=y.dtype, device=y.device)
+            none = torch.full((), -1 if self.name == "label" else math.nan, dtype=y.dtype, device=y.device)
             y = torch.where(lost.view(-1, *[1] * (y.ndim - 1)), none, y)
         return {self.name: y}
 

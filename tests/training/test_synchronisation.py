@@ -56,7 +56,7 @@ LOSSES = [
     (f"loss={name}",) for name in options("loss") if name not in ("cnf", "ot_flow", "vlb")
 ]  # which ask by their nature
 LOSSES += [("loss=dsm", f"sde={sde}") for sde in ("ve", "subvp", "edm", "flow", "ou")]
-LOSSES += [("loss=edm", "sde=edm", "prediction=edm"), ("condition=label", "network.classes=2")]
+LOSSES += [("loss=edm", "sde=edm", "prediction=edm"), ("condition=label", "network.classes=2", "drop=0.5")]
 NEEDED = {
     "loss=flow": ("sde=flow",),
     "loss=ddpm_simple": ("schedule=ddpm",),
