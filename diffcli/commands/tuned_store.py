@@ -8,7 +8,9 @@ from pathlib import Path
 from diffcli import checkpoint
 from diffcli.commands.folder_lock import FolderLock
 from diffcli.commands.tuned import Entry
-from diffcli.errors import DiffcliError, UsageError
+from diffcli.errors import CheckpointError, DiffcliError, NumericalError, UsageError
+from diffcli.untrusted.tensors import check_content
+from diffcli.untrusted.tuned import check_tuned
 
 
 class Store:
@@ -24,8 +26,14 @@ class Store:
     def put(self, entry: Entry) -> None:
         """Add what was tuned, in the place of what it replaces.
 
-        Raises DiffcliError where the checkpoint holds another model by now, or cannot be written.
+        Raises NumericalError for a fit with which the checkpoint could not be read again, DiffcliError where the checkpoint
+        holds another model by now, or cannot be written.
         """
+        try:
+            check_content(entry.plain(), "tuned", self.path)
+            check_tuned([entry.plain()], self.path)
+        except CheckpointError as error:
+            raise NumericalError(f"what was fitted is no walk, and is not kept: {error.message}") from error
         with self._alone():
             content = checkpoint.read(self.path)
             if checkpoint.fingerprint(content) != self.model:

@@ -271,6 +271,18 @@ def test_a_checkpoint_that_changes_meanwhile_is_left_alone(cli, model, tmp_path,
     assert (done.code, "is in use" in done.err) == (2, True), done.err
 
 
+def test_a_fit_that_is_none_does_not_cost_the_checkpoint(cli, model, monkeypatch):
+    def astray(*args, **settings):
+        found = quick(*args, **settings)
+        return found._replace(tuned=found.tuned._replace(weights=found.tuned.weights * torch.nan))
+
+    monkeypatch.setattr(tune, "fit", astray)
+    before = model.read_bytes()
+    done = cli("tune", f"ckpt={CKPT}", "steps=2", "out=t")
+    assert (done.code, "is not kept" in done.err) == (4, True), done.err
+    assert model.read_bytes() == before
+
+
 @pytest.mark.heavy
 def test_each_row_of_the_starts_keeps_its_label(cli, model, fitted):
     words = ("label=all", "guidance=cfg", "guidance.scale=2", "n=5", "held=4", "batch_size=16", "seed=3")
