@@ -81,7 +81,7 @@ class Universal(FixedGrid):
     model.  Beyond `most` steps it is AdamsMoulton.  Best with Scales of the same small and large.
 
     small, large and the law of the mixtures were picked by looking at the four cases of `benchmarks/samplers.py`.  On ten other
-    mixtures, each on VP, VE and flow, its error at NFE 5, 10, 20 was 0.42, 0.35, 0.47 (median) of that of AdamsMoulton on Scales'
+    mixtures, each on VP, VE and flow, its error at NFE 5, 10, 20 was 0.42, 0.37, 0.45 (median) of that of AdamsMoulton on Scales'
     own settings, and above it in 5, 3 and 8 of 30: up to 5 times at 5 (eight in a ring) and at 20 (a grid of narrow peaks).
     Raises ValueError unless 1 <= mixtures <= 1000, 0 <= most <= 99 and sigma_data > 0.
     """
