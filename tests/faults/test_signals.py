@@ -229,6 +229,35 @@ def test_the_time_limit_stops_and_the_run_goes_on(start, tmp_path, uninterrupted
     assert_saved_and_goes_on(start, tmp_path, uninterrupted, 5)
 
 
+BEHIND = "from diffcli.training.module import Steps\nSteps.lag = 1\n"  # as on a GPU: the host knows of a step during the next
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "faults", "words", "code", "step"),
+    [
+        ("signal in a step", TWO, fault(signal.SIGTERM, rank=1), (), 143, 7),
+        ("signal in a validation", (), fault(signal.SIGINT, validation=True), (), 130, 8),
+        ("signal in a step", (), fault(signal.SIGTERM, batch=STEPS - 1), (), 143, STEPS),
+        ("time limit", (), CLOCK.format(seconds=1800), ("trainer.max_time=00:02:10:00",), 0, 6),
+    ],
+    ids=["step", "validation", "last step", "limit"],
+)
+@pytest.mark.heavy
+def test_a_step_behind(start, tmp_path, request, name, ranks, faults, words, code, step, injected):
+    """It stops one step later, and loses none."""
+    whole = request.getfixturevalue("uninterrupted_two" if ranks else "uninterrupted")
+    run = start("train", *TINY, *ranks, *words, "out=run", faults=faults + BEHIND)
+    assert run.wait() == code, run.said
+    assert "Traceback" not in run.said
+    if step < STEPS:
+        assert_saved_and_goes_on(start, tmp_path, whole, step, *ranks)
+    else:  # at its end, without the last validation
+        assert record(tmp_path)["status"] == "finished"
+        assert_equal(last(tmp_path), whole[0])
+        assert rows(tmp_path) == whole[1][:-1]
+    injected(f"a {name}", EXPECTED)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
