@@ -56,6 +56,12 @@ def test_a_set_is_in_its_own_balls_and_far_sets_are_in_none():
     assert vars(far) == dict(precision=0, recall=0, density=0, coverage=0)
 
 
+def test_a_far_item_makes_no_copies_of_near_ones():
+    """Round-off is measured by the pair's own norms, not by the largest."""
+    x = torch.tensor([[0.0], [1e-3], [1e6]], dtype=torch.float64)
+    assert squares(x, x)[0, 1] == pytest.approx(1e-6)
+
+
 def test_copies_are_at_no_distance():
     # black images: a ball of radius 0 holds its own copies, whatever the round-off of their squares
     x = torch.cat([torch.full((10, 20), 1 / 3, dtype=torch.float64), normal(30, 20, 0)])
