@@ -10,6 +10,7 @@ from diffcli.metrics.evaluation import evaluate
 from diffcli.metrics.feature_measures import FeatureMeasures
 from diffcli.metrics.features.base import FeatureNetwork
 from diffcli.metrics.features.reference import reference
+from diffcli.metrics.kept import kept
 from diffcli.metrics.taken import Taken
 
 IMAGE, LEVELS = (1, 2, 2), 8
@@ -70,3 +71,16 @@ def test_real_items_are_held_to_their_own_labels(tmp_path):
     x = np.zeros((10, *IMAGE), np.float32)
     found = agreement(x, [0], tmp_path, 10, (10,), floor=50)
     assert np.mean(found.floor) == pytest.approx(0.8) and len(found.floor) == 5
+
+
+def test_a_kept_floor_is_of_its_labels(tmp_path):
+    """Real items with other labels have another floor, though no picture differs."""
+    network, asked = ByCorner(), (torch.arange(4), torch.tensor([3, 2, 1, 0]))
+    network.setup(IMAGE, LEVELS)
+    found, one = reference(items(40, 10**6), network, LEVELS, "test", cache=tmp_path), items(20, 5, seed=1)
+    other = TensorItems(one.x, (one.y + 1) % 4)
+    keep = lambda key, make: kept(key, make, tmp_path)  # noqa: E731
+    floors = [
+        FeatureMeasures(network, LEVELS, found, o, "train", 20, 100, *asked, keep=keep).floor() for o in (one, other)
+    ]
+    assert floors[0]["agreement"] == pytest.approx([0.8]) and floors[1]["agreement"] == pytest.approx([0.2])
