@@ -1,6 +1,7 @@
 """Few steps fitted to a model: what is fitted is a linear method, never worse than where it began, and blind to how data lie."""
 
 import pickle
+import sys
 
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_it_is_never_worse_than_where_it_began(what):
         found = fitted(model(), DPMpp2M(), 4, seed, what=what, rounds=1)
         assert found.after <= found.before and (found.tuned.times.diff() < 0).all()
         assert (found.tuned.weights is None) == (what == "times")
+
+
+def test_what_is_worse_on_held_out_starts_is_not_taken(monkeypatch):
+    monkeypatch.setattr(sys.modules[fit.__module__], "improve", lambda *_: f64(2.0, 2.0))
+    found = fitted(model(), DPMpp2M(), 4, what="times")
+    assert torch.equal(found.tuned.times, Scales()(build("vp", "linear"), 4)) and found.after == found.before
+
+
+def test_starts_held_out_judge_and_no_more():
+    exact, x = model(), starts(model())
+    others = torch.cat([x[:32], starts(exact, 16, 7)])
+    one, two = (
+        fit(lambda rows: exact, AdamsMoulton(), Scales(), 4, s, held=16, rounds=0, pieces=40) for s in (x, others)
+    )
+    assert torch.equal(one.tuned.weights, two.tuned.weights) and one.before != two.before and one.after != two.after
 
 
 def test_moved_times_help_any_sampler():
@@ -164,7 +180,8 @@ def test_universal_weights_beat_those_they_began_from():
 def test_universal_weights_are_the_same_each_time_and_in_other_processes():
     sde = build("ve", "edm")
     times = Scales(small=0.25, large=10.0)(sde, 3)
-    one, two = (Universal(mixtures=4) for _ in range(2))
+    one, two, wide = Universal(mixtures=4), Universal(mixtures=4), Universal(mixtures=4, sigma_data=2.0)
+    assert wide.plan(sde, times).rows != one.plan(sde, times).rows
     assert one.plan(sde, times).rows == two.plan(sde, times).rows
     there = pickle.loads(pickle.dumps(one))
     assert there.plan(sde, times).rows == two.plan(sde, times).rows
