@@ -273,13 +273,19 @@ def test_a_time_limit_is_days_hours_minutes_seconds(text, expected):
         assert seconds(text) == expected
 
 
-def test_checkpoints_by_the_clock(start, tmp_path):
-    """Six minutes a step, a checkpoint each ten minutes: every second step, on all that are kept."""
+@pytest.mark.parametrize(
+    ("lag", "expected"), [("", list(range(2, 17, 2))), pytest.param(BEHIND, [3, 6, 10, 14], marks=pytest.mark.heavy)]
+)
+def test_checkpoints_by_the_clock(start, tmp_path, lag, expected):
+    """Six minutes a step, a checkpoint each ten minutes: every second step.
+
+    Read a step behind it is every third, and the next one where a validation comes between.
+    """
     words = ("checkpoint.minutes=10", "checkpoint.keep=99")
-    run = start("train", *TINY, *words, "out=run", faults=CLOCK.format(seconds=360))
+    run = start("train", *TINY, *words, "out=run", faults=CLOCK.format(seconds=360) + lag)
     assert run.wait() == 0, run.said
     saved = sorted(int(p.stem[4:]) for p in (tmp_path / "run/checkpoints").glob("step*.ckpt"))
-    assert saved == list(range(2, STEPS + 1, 2))
+    assert saved == expected
 
 
 RAISE = """
