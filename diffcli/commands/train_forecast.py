@@ -38,7 +38,8 @@ def parts_of(config: dict, trial: "Trial") -> list[Part]:
             name, times if found else 0, found[0] if found else laps["end"][0], found[-1] if found else laps["end"][0]
         )
 
-    steps, every, shown = total - trial.first, config["checkpoint"]["every"], config["preview"]["every"]
+    steps, every = total - trial.first, config["checkpoint"]["every"]
+    shown = config["preview"]["every"] if "preview" in config else 0  # a classifier has none
     found = [
         Part("start", 1, laps["start"][0], laps["start"][0]),
         Part("step", steps - 1, laps["step"][0], laps["step"][0]),

@@ -22,7 +22,7 @@ class Batches:
     """Endless batches (x (B, *S), y (B, …)) in source units and in the order of `order`; one that cannot be read is a DiffcliError.
 
     Items that are in memory, and items of 8 bits once they have been read, stay on `device`, up to `limit` bytes of them (on
-    the CPU those in memory stay where they are, whatever their size): a batch is then a gather there.  Others are read by
+    the CPU those in memory stay where they are, whatever their size, unless limit = 0): a batch is then a gather there.  Others are read by
     `workers` processes ahead of the steps, into pinned memory where the device is a GPU.
     """
 
@@ -31,7 +31,8 @@ class Batches:
     ):
         self.items, self.order, self.device, self.workers = items, order, torch.device(device), workers
         held = items.held()
-        here = held is not None and (self.device.type == "cpu" or sum(a.nbytes for a in held) <= limit)
+        at_once = self.device.type == "cpu" and limit > 0
+        here = held is not None and (at_once or sum(a.nbytes for a in held) <= limit)
         self.held = tuple(a.to(self.device) for a in held) if here else None
         self.resident = here or (held is None and _bytes_of_pictures(items) <= limit)
         self._waited, self._since = 0.0, time.perf_counter()

@@ -22,7 +22,7 @@ COMMANDS = {
     "nll": ("nll", *MODEL, "n=83", "likelihood.solver=rk4", "likelihood.steps=2", "also=elbo", "elbo.times=4"),
     "evaluate": ("evaluate", *MODEL, "n=40", "repeats=2", "steps=2", "neighbours=false", "keep_samples=true"),
 }
-UNLIKE = {"measuring_seconds", "sampling_seconds"}
+UNLIKE = {"measuring_seconds", "sampling_seconds", "cpu_seconds", "peak_memory"}
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ def refuse_flock(path: Path) -> bool:
 
 
 def test_a_second_run_in_a_folder_is_refused_and_a_killed_one_leaves_it_free(start, cli, tmp_path, injected):
-    line = ["train", *SMALL, "checkpoint.every=20", "workers=1", "out=run"]
+    line = ["train", *SMALL, "checkpoint.every=20", "workers=1", "resident=0", "out=run"]
     first = start(*line, "trainer.max_steps=10000000")
     first.until((tmp_path / "run/checkpoints/last.ckpt").exists)
     os.kill(first.pid, signal.SIGSTOP)  # so that what it writes does not change between the two looks

@@ -351,7 +351,7 @@ def test_with_another_batch_each_item_still_comes_once_an_epoch(cli, run, monkey
         batch, window = (int(value), window) if key == "batch_size" else (batch, int(value))
     kept = Kept(monkeypatch)
     out, last = gone_on(
-        cli, run, *words, "trainer.limit_val_batches=0", "resume_allow=[batch_size,trainer]", steps=5,
+        cli, run, *words, "trainer.limit_val_batches=0", "resident=0", "resume_allow=[batch_size,trainer]", steps=5,
     )  # fmt: skip
     order = iter(BatchOrder(50, 1, 0))
     expected = [next(order)[0] for _ in range(24 + 3 * window * batch)]

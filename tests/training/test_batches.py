@@ -56,7 +56,7 @@ def test_what_stays_is_what_was_read(n, size, world, start, limit):
 def test_floats_that_are_read_do_not_stay_and_those_in_memory_do():
     assert not Batches(Counted(9, dtype=torch.float32), BatchOrder(9, 3, 0), limit=1e9).resident
     moons = Points("moons", n=50).split("train")
-    batches = Batches(moons, BatchOrder(50, 8, 0), limit=0)
+    batches = Batches(moons, BatchOrder(50, 8, 0), limit=1)
     assert batches.held[0] is moons.x  # no second one of it
     (index,), ((x, y),) = itertools.islice(BatchOrder(50, 8, 0), 1), taken(batches, 1)
     assert torch.equal(x, moons.x[index]) and torch.equal(y, moons.y[index])
