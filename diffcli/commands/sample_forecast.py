@@ -151,10 +151,11 @@ def _timed(do: Callable[[], object]) -> tuple[float, float, object]:
 
 
 def _written(write: Callable[[Path, np.ndarray], object], x: np.ndarray, n: int) -> tuple[float, float]:
-    """Seconds, by the clock and of CPU time, to write n samples: the first WRITTEN, and the others as these a second time."""
-    rows, took = np.resize(x, (min(n, WRITTEN), *x.shape[1:])), []
-    for _ in range(1 + (n > WRITTEN)):
+    """Seconds, by the clock and of CPU time, to write n samples: the first WRITTEN, and what each of as many more adds."""
+    took = []
+    for rows in [n] if n <= WRITTEN else [WRITTEN, WRITTEN, 2 * WRITTEN]:
         with scratch(Path("x")) as folder:
-            took.append(_timed(lambda folder=folder: write(folder, rows))[:2])
-    wall, cpu = (first + max(0, n / WRITTEN - 1) * again for first, again in zip(took[0], took[-1], strict=True))
+            took.append(_timed(lambda rows=rows: write(folder, np.resize(x, (rows, *x.shape[1:]))))[:2])
+    first, less, more = took[0], took[-2:][0], took[-1]
+    wall, cpu = (a + max(0.0, c - b) * (n / WRITTEN - 1) for a, b, c in zip(first, less, more, strict=True))
     return wall, cpu

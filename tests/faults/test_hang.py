@@ -56,7 +56,8 @@ def test_where_the_main_thread_cannot_be_reached_the_process_ends_all_the_same(s
     )
     command = start("train", *TINY, faults=faults)
     assert command.wait() == 1, command.said
-    assert "error: rank 1 did not come within 20 s" in command.said
+    late = "did not come within 20 s", "no longer answers"  # the second, where the machine has not let its thread run
+    assert any(f"error: rank 1 {what}" in command.said for what in late), command.said
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "failed"
     injected("a hang inside a library that cannot be interrupted", "exit 1 with the rank named")
 
