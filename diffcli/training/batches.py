@@ -21,9 +21,9 @@ AHEAD = 4  # batches that each process which reads has ready
 class Batches:
     """Endless batches (x (B, *S), y (B, …)) in source units and in the order of `order`; one that cannot be read is a DiffcliError.
 
-    Items that are in memory, and items of 8 bits once they have been read, stay on `device`, up to `limit` bytes of them (on
-    the CPU those in memory stay where they are, whatever their size, unless limit = 0): a batch is then a gather there.  Others are read by
-    `workers` processes ahead of the steps, into pinned memory where the device is a GPU.
+    Items that are in memory, and items of 8 bits once they have been read, stay on `device`, up to `limit` bytes of them: a batch
+    is then a gather there.  On the CPU those in memory stay where they are, whatever their size, unless limit = 0.  Others are
+    read by `workers` processes ahead of the steps, into pinned memory where the device is a GPU.
     """
 
     def __init__(
