@@ -68,6 +68,7 @@ def test_a_source_is_chosen_swept_and_shown(cli, tmp_path):
     assert (config["denoiser"]["free"], config["denoiser"]["sde"]["_target_"]) == (True, "diffcli.diffusion.sde.VP")
 
 
+@pytest.mark.heavy
 def test_commands_take_such_a_model_or_say_why_not(cli, tmp_path):
     assert cli(*POINTS, "source=moons", "source.n=40", "out=t").code == 0
     assert cli(*POINTS, "out=noise").code == 0

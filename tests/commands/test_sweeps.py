@@ -128,10 +128,8 @@ def test_a_search_without_a_validation_is_refused_before_any_training(cli, tmp_p
     assert not (tmp_path / "s").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["train", pytest.param("sample", marks=pytest.mark.heavy), pytest.param("evaluate", marks=pytest.mark.heavy)],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("command", ["train", "sample", "evaluate"])
 def test_every_ready_sweep_runs(command, cli, tmp_path):
     """Each makes as many jobs as its line says, which a dry run finds sound."""
     said = {"sde_x_loss": 6, "sampler_x_steps": 24, "learning_rate": 5}
@@ -185,6 +183,7 @@ def test_starting_loads_no_plugin_of_weight(tmp_path):
     assert not loaded & {"torch", "optuna", "submitit", "joblib", "sqlalchemy"}
 
 
+@pytest.mark.heavy
 def test_a_trial_of_wandb_is_a_command_line(tmp_path, cli):
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 

@@ -68,6 +68,7 @@ def still(sde, f):
     return field
 
 
+@pytest.mark.heavy
 @usual_paths
 def test_the_log_density_is_integrated_through_six_readings(sde):
     """With the state at rest the quadrature is left alone: a polynomial of degree 5 in tau is exact, others are to order 6."""
