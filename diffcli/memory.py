@@ -5,10 +5,10 @@ import os
 
 # glibc's own defaults give blocks of some 128 KiB and more back to the system as they are freed; the kernel then clears each page
 # again when it is first touched, which takes a quarter of a U-Net's forward pass
-KEEP = {
+KEEP = {  # by mallopt's numbers: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**30),
-}  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+}
 ACCEPTED = 2**25  # the most that an older glibc takes for the second
 
 

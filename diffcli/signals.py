@@ -50,9 +50,8 @@ def failing() -> None:
     _failing = True
     if threading.current_thread() is threading.main_thread():
         for signum in LAUNCHERS:
-            if (
-                signal.getsignal(signum) == signal.SIG_DFL
-            ):  # a process that was started for this training, and ends with it
+            # only a process that was started for this training, and ends with it, has no handler
+            if signal.getsignal(signum) == signal.SIG_DFL:
                 signal.signal(signum, signal.SIG_IGN)
 
 

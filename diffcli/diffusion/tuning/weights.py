@@ -49,7 +49,8 @@ def fitted_weights(
 
 def _combined(row: Tensor, x: Tensor, readings: list[Tensor]) -> Tensor:
     c = row.tolist()
-    return sum((w * g for w, g in zip(c[1:], readings, strict=False) if w), c[0] * x)
+    so_far = c[1 : len(readings) + 1]
+    return sum((w * g for w, g in zip(so_far, readings, strict=True) if w), c[0] * x)
 
 
 def _robust(gram: Tensor, side: Tensor, square: Tensor, ridge: float) -> Tensor:
