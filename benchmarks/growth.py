@@ -215,7 +215,7 @@ def draw(rows: list[dict], path: Path) -> None:
     axes = figure.subplots(2, math.ceil(len(names) / 2)).ravel()
     for plot in axes[len(names) :]:
         plot.set_visible(False)
-    for name, plot in zip(names, axes, strict=False):
+    for name, plot in zip(names, axes[: len(names)], strict=True):
         mine = [r for r in rows if r["axis"] == name]
         sizes, cost = [r["size"] for r in mine], [1e3 * r["seconds"] for r in mine]
         plot.plot(sizes, cost, "o")

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from diffcli.data.base import Items
 from diffcli.errors import DiffcliError
 from diffcli.signals import SIGNALS
 from diffcli.training.data import BatchOrder, Readable, as_is
+from diffcli.training.transfer import sent
 
 AHEAD = 4  # batches that each process which reads has ready
 
@@ -66,17 +66,11 @@ class Batches:
                 if not store:
                     n = len(self.items)
                     store = tuple(torch.empty((n, *a.shape[1:]), dtype=a.dtype, device=self.device) for a in found)
-                at = self._sent(torch.tensor(new))
+                at = sent(torch.tensor(new), self.device)
                 for kept, a in zip(store, found, strict=True):
-                    kept[at] = self._sent(a)
-            at = self._sent(torch.tensor(index))
+                    kept[at] = sent(a, self.device)
+            at = sent(torch.tensor(index), self.device)
             yield tuple(kept[at] for kept in store)
-
-    def _sent(self, a: Tensor) -> Tensor:
-        """On the device, without waiting for it."""
-        if self.device.type == "cuda" and not a.is_pinned():
-            a = a.pin_memory()
-        return a.to(self.device, non_blocking=True)
 
     def _loader(self, batches: Sampler) -> DataLoader:
         if self.workers:
