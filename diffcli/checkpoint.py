@@ -22,7 +22,7 @@ from diffcli.untrusted.config import (  # noqa: F401 - check_node: for those who
 )
 from diffcli.untrusted.tensors import check_content, check_named
 from diffcli.untrusted.tuned import check_tuned
-from diffcli.writing import unwritten
+from diffcli.writing import flushed, unwritten
 
 FORMAT = 1
 CONDITIONS = ("none", "label", "vector", "image")
@@ -64,23 +64,16 @@ def write(content: dict, path: str | Path) -> None:
     Raises DiffcliError where it cannot be written; what had that name is still there then.
     """
     path = Path(path).resolve()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(exist_ok=True)  # not its parents: the folder of a run that vanished does not come back
-        with temporary.open("wb") as file:
+        with flushed(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
         _flush(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns an OSError into a RuntimeError when it is closed
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise
         raise unwritten(path, cause) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _flush(folder: Path) -> None:

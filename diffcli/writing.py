@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from diffcli.errors import DiffcliError
 
@@ -21,12 +22,28 @@ def whole(path: str | Path) -> Iterator[Path]:
     Raises DiffcliError (exit 1) with the path, the reason and the free space.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
+    try:
+        with _beside(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+@contextlib.contextmanager
+def flushed(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that is given `path`'s name when its content is on the disk; an OSError is the caller's to explain."""
+    with _beside(path, ".part") as temporary, temporary.open("wb") as file:  # no checkpoint by its ending
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _beside(path: Path, ending: str = "") -> Iterator[Path]:
+    temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}{ending}")
     try:
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise unwritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

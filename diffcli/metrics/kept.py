@@ -1,13 +1,14 @@
 """What real items give in the place of samples, kept on disk under everything that it depends on: no model changes it."""
 
+import contextlib
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from diffcli.metrics.features.reference import cache_folder
+from diffcli.writing import flushed
 
 VERSION = 1  # of the file and of the arithmetic behind it
 
@@ -37,7 +38,10 @@ def kept(key: dict, make: Callable[[], Values], cache: Path | None = None) -> Va
         pass
     values = make()
     if _right(values):
-        _write(path, json.dumps({"key": text, "values": values}))
+        with contextlib.suppress(OSError):  # the statistics beside it have said so already
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with flushed(path) as file:
+                file.write(json.dumps({"key": text, "values": values}).encode())
     return values
 
 
@@ -46,20 +50,3 @@ def _right(values) -> bool:
     return isinstance(values, dict) and all(
         isinstance(one, list) and all(isinstance(v, float) and math.isfinite(v) for v in one) for one in values.values()
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """To a temporary file beside it, flush, rename: a final name has a whole file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError:  # the statistics beside it have said so already
-        return

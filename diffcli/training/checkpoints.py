@@ -11,6 +11,7 @@ from diffcli.checkpoint import read, write
 from diffcli.errors import DiffcliError, NumericalError
 from diffcli.training.agreement import Agreement
 from diffcli.training.nonfinite import finite
+from diffcli.writing import TEMPORARY
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -110,7 +111,7 @@ class Checkpoints(L.Callback):
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that were killed; those of a living one are its own."""
     for part in (folder, folder / "checkpoints", folder / "samples"):
-        for path in [*part.glob(".*.tmp"), *part.glob(".*.tmp.*")]:
+        for path in part.glob(TEMPORARY):
             pid = next((int(word) for word in path.name.split(".") if word.isdigit()), 0)
             if pid == os.getpid() or not _lives(pid):
                 path.unlink(missing_ok=True)

@@ -141,9 +141,8 @@ def _fit_optimiser(content: dict, module) -> list[str]:
     fresh.step()
     (optimiser,) = content["optimizer_states"]
     (group,) = optimiser["param_groups"]
-    lr = module.optim.rate(
-        max(0, content["global_step"] - 1), module.max_steps
-    )  # of the last step, which may have been the last
+    last = max(0, content["global_step"] - 1)  # step taken, which may have been the last of all
+    lr = module.optim.rate(last, module.max_steps)
     optimiser["param_groups"] = [{**fresh.defaults, "lr": lr, "params": group["params"]}]
     if all(state.keys() == fresh.state[probe].keys() for state in optimiser["state"].values()):
         return []

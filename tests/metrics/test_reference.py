@@ -140,12 +140,12 @@ def test_a_cache_that_cannot_be_written_is_a_warning(network, tmp_path):
 
 
 def test_a_disk_that_is_full_leaves_nothing_that_looks_whole(network, tmp_path, monkeypatch):
-    from diffcli.metrics.features import reference as module
+    from diffcli import writing
 
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(writing.os, "fsync", full)
     said = []
     assert reference(items(), network, 17, "train", cache=tmp_path, warn=said.append).moments.n == 300
     assert "No space left" in said[0]

@@ -85,7 +85,7 @@ def test_temporary_files_of_the_dead_are_swept(tmp_path):
     for folder in ("checkpoints", "samples"):
         (tmp_path / folder).mkdir()
     kept = [".1.tmp.grid.png", "checkpoints/last.ckpt", "notes.tmp", "checkpoints/.hidden"]
-    stale = [f"checkpoints/.last.ckpt.{gone.pid}.tmp", f".{gone.pid}.tmp.run.json", f".run.json.{os.getpid()}.tmp"]
+    stale = [f"checkpoints/.{gone.pid}.tmp.last.ckpt.part", f".{gone.pid}.tmp.run.json", f".{os.getpid()}.tmp.grid.png"]
     stale += [f"samples/.{gone.pid}.tmp.step0000001.png"]
     for name in [*kept, *stale]:
         (tmp_path / name).touch()

@@ -100,9 +100,8 @@ class Hutchinson(Divergence):
         require(noise != "orthogonal" or along != "blocks", fits)
         require(noise != "orthogonal" or probes >= 2, "one probe is orthogonal to no other: probes must be at least 2")
         self.columns, self.noise, self.block = probes, noise, BLOCKS[along]
-        self.group = (
-            2 ** min(int(math.log2(probes)), 4) if noise == "orthogonal" else 1
-        )  # columns that share their signs
+        # columns that share their signs
+        self.group = 2 ** min(int(math.log2(probes)), 4) if noise == "orthogonal" else 1
 
     def draw(self, x, noise, block=0):
         name = f"{block} " if self.block else ""

@@ -20,6 +20,7 @@ from diffcli.metrics.features.statistics import KEPT, Gathered, Moments, Statist
 from diffcli.metrics.frechet import frechet
 from diffcli.metrics.inception_score import ScoreSums
 from diffcli.randomness import key
+from diffcli.writing import flushed
 
 VERSION = 1  # of the file and of the arithmetic behind it
 CHUNK = 1000  # items read from the data set at once
@@ -160,7 +161,6 @@ def few_samples(
 
 
 def _save(found: Statistics, path: Path, text: str) -> None:
-    """Write to a temporary file beside it, flush, rename: a final name has a whole file."""
     arrays = {
         "mean": found.moments.mean,
         "scatter": found.moments.scatter,
@@ -170,15 +170,8 @@ def _save(found: Statistics, path: Path, text: str) -> None:
     if found.score is not None:
         arrays |= {"p": found.score.p, "plogp": found.score.plogp, "count": found.score.count}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, key=np.array(text), n=found.moments.n, **{k: v.numpy() for k, v in arrays.items()})
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with flushed(path) as file:
+        np.savez(file, key=np.array(text), n=found.moments.n, **{k: v.numpy() for k, v in arrays.items()})
 
 
 def _load(path: Path, text: str, protocol: dict, dim: int | None) -> Statistics:
