@@ -97,9 +97,8 @@ def test_eight_processes_draw_the_samples_of_one(cli, tmp_path, monkeypatch, mor
     assert len(one) == 135 and np.array_equal(one, eight)
 
 
-@pytest.mark.parametrize(
-    "more", [("likelihood.solver=rk45", "label=own"), pytest.param(("also=elbo",), marks=pytest.mark.heavy)]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("more", [("likelihood.solver=rk45", "label=own"), ("also=elbo",)])
 def test_two_devices_measure_the_likelihoods_of_one(cli, tmp_path, more):
     """To the last bit, in the rows and in the figures."""
     for devices in (1, 2):

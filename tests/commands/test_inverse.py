@@ -123,6 +123,7 @@ def test_samples_of_an_exact_model_fit_the_measurement_as_the_truth_does(cli, tm
     assert abs(fit["original"] - 0.8) < 0.3 and abs(fit["mean"] - 0.8) < 0.3
 
 
+@pytest.mark.heavy
 def test_a_sample_depends_on_the_seed_and_its_indices_alone(cli, tmp_path):
     """Not on batches or the number of inputs; so does the measurement's noise."""
     words = ("sample", *EXACT[:2], "dtype=float64", "steps=4", "task=denoise", "each=5")

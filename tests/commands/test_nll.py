@@ -282,6 +282,7 @@ def test_the_bound_stands_beside_the_likelihood(cli, tmp_path, mixture):
     assert "L_0" in done.out and len(table(tmp_path / "l/bound.csv")["sum"]) == 4
 
 
+@pytest.mark.heavy
 def test_the_bound_of_levels(cli, tmp_path):
     """A level's probability or its dequantised density, in bits/dim either way; of centres where nothing is dequantised."""
     tiny = ("network.channels=8", "network.multipliers=[1]", "network.attention=[]", "preview.every=0")

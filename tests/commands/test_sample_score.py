@@ -61,6 +61,7 @@ def test_where_the_walk_starts(cli, tmp_path, sampler):
         assert np.abs(x - np.asarray(expected[name])).max() < 1e-3, name
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("words", [("level.sigma=0.3",), ("level.sigma=0", "loss=ism")], ids=["noised", "data"])
 def test_a_model_of_one_level_is_sampled_by_langevin(cli, tmp_path, words):
     """It was trained on N(m, diag(0.25, 1)): the draws have its moments, and the ascent ends at m."""

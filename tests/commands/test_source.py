@@ -48,6 +48,7 @@ def test_what_does_not_fit_is_refused_before_work(cli, tmp_path, words, sentence
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.heavy
 def test_a_source_is_chosen_swept_and_shown(cli, tmp_path):
     done = cli("train", "source=moons", "data=circles", "--cfg", "job", "--resolve")
     assert done.code == 0, done.err

@@ -81,6 +81,7 @@ def test_jobs_side_by_side_are_the_jobs_one_after_the_other(cli, tmp_path):
     assert "[2] error: steps must be at least 1, got 0" in done.out
 
 
+@pytest.mark.heavy
 def test_a_sweep_goes_on_with_what_is_not_finished(cli, tmp_path):
     words = ["train", "-m", *TINY, "seed=0,1,2", "out=s"]
     assert cli(*words).code == 0
@@ -94,6 +95,7 @@ def test_a_sweep_goes_on_with_what_is_not_finished(cli, tmp_path):
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True]
 
 
+@pytest.mark.heavy
 def test_a_search_minimises_the_validation_loss(cli, tmp_path):
     """The best trial is the run of the lowest val_loss; one that fails does not end the search; with resume=auto it is the same."""
     words = ["train", "-m", *(word for word in TINY if "batch_size" not in word)]

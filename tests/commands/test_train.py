@@ -138,6 +138,7 @@ def test_dry_run_writes_nothing(cli, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_compiled_network_keeps_its_names(cli, tmp_path):
     """compile=true is in place: its checkpoint loads as any other, and trains to nearly the same weights."""
     for name, compiled in (("a", "false"), ("b", "true")):

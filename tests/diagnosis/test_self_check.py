@@ -30,6 +30,7 @@ def failed(laws):
     return [(law.name, law.value, law.bound, law.where) for law in laws if not law.passed]
 
 
+@pytest.mark.heavy
 def test_every_law_holds_here():
     """All but those that take longest; progress wraps them all."""
     seen = []

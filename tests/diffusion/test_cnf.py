@@ -162,6 +162,7 @@ def test_the_probe_is_one_of_signs_for_each_item():
     assert not torch.equal(*seen)
 
 
+@pytest.mark.heavy
 def test_value_is_the_likelihood_of_nll():
     """Integrated in lam by our own solver there, in t by torchdiffeq here; a VE prior is wide, and flow stops at 0.999."""
     for path in (("vp", "linear"), ("ve", "geometric"), ("flow", "logit")):

@@ -146,6 +146,7 @@ def test_plain_langevin_finds_the_wrong_weights(two_modes):
     assert (x.abs() - 5).abs().mean() < 1.2  # at the modes they are, with the right width
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("start", ["uniform", "prior"])
 def test_annealed_langevin_finds_the_right_weights(two_modes, start):
     mixture, noise = two_modes

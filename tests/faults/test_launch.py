@@ -56,6 +56,7 @@ def failed(folder):
     return record["results"]["error"]
 
 
+@pytest.mark.heavy
 def test_a_rank_that_is_killed_is_named_and_ends_the_others(start, tmp_path, injected):
     command = start(
         "train", *TINY, "trainer.max_steps=1000", "out=run", faults=IN_STEP.format(rank=1, step=5, what=KILL)

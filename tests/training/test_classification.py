@@ -37,11 +37,12 @@ class Known(torch.nn.Module):
         return x, log_p
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "process",
     [
         pytest.param(("sde=vp",), id="vp"),
-        pytest.param(("sde=ve", "schedule.sigma_max=10"), id="ve", marks=pytest.mark.heavy),
+        pytest.param(("sde=ve", "schedule.sigma_max=10"), id="ve"),
     ],
 )
 def test_it_learns_the_posterior_at_every_level(cli, tmp_path, process):
@@ -208,7 +209,7 @@ def test_resume_equals_uninterrupted(cli, tmp_path, extra):
     assert whole.out[whole.out.index("test accuracy") :].splitlines()[0] in resumed.out
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_digits_are_told_apart(cli, tmp_path):
     done = cli("train", "task=classifier", "trainer.max_steps=300", "out=run")
     assert done.code == 0, done.err
