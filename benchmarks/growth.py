@@ -195,9 +195,12 @@ def line(axis: Axis, rows: list[dict]) -> str:
     sizes = [r["size"] for r in rows]
     _, a, within = fit(sizes, [r["seconds"] for r in rows])
     keeps = ""
-    if rows[-1]["kept"]:
-        _, b, beside = fit(sizes, [r["kept"] for r in rows])
-        keeps = f"{' / '.join(number(r['kept'] / 2**20) for r in rows)} | {b:.2f} ± {beside:.2f}"
+    if (kept := [r["kept"] for r in rows])[-1]:
+        _, b, beside = fit(sizes, kept)
+        law = (
+            f"{b:.2f} ± {beside:.2f}" if max(kept) > 1.1 * min(kept) else "0"
+        )  # of what does not grow no power is found
+        keeps = f"{' / '.join(number(k / 2**20) for k in kept)} | {law}"
     cells = [
         f"{axis.name}: {axis.unit}",
         " / ".join(map(number, sizes)),
@@ -209,6 +212,7 @@ def line(axis: Axis, rows: list[dict]) -> str:
 def draw(rows: list[dict], path: Path) -> None:
     """A panel an axis, with its law."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     names = list(dict.fromkeys(r["axis"] for r in rows))
     figure = Figure(figsize=(12, 5.2), layout="constrained")
@@ -224,7 +228,14 @@ def draw(rows: list[dict], path: Path) -> None:
             fine = np.geomspace(min(sizes), max(sizes))
             plot.plot(fine, law(fine), "-", lw=1, label=f"a = {a:.2f} ± {within:.2f}")
             plot.legend(frameon=False)
-        plot.set(xscale="log", yscale="log", xlabel=name, ylabel="ms a sample" if name == "devices" else "ms")
+        if name == "devices":
+            plot.set(xticks=sizes, xlim=(0.5, max(sizes) + 0.5), ylim=(0, None), xlabel=name, ylabel="ms a sample")
+        else:
+            plot.set(xscale="log", yscale="log", xlabel=name, ylabel="ms")
+            for side, values in ((plot.xaxis, sizes), (plot.yaxis, cost)):
+                side.set_major_locator(LogLocator(subs=(1, 3) if max(values) < 200 * min(values) else (1,)))
+                side.set_major_formatter(EngFormatter(sep=""))
+                side.set_minor_formatter(NullFormatter())
         plot.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
 

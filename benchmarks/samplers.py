@@ -5,7 +5,9 @@
 
 The error is the median over items of ||error||/sqrt(d) in y = x/alpha at the end of the probability-flow ODE, in float64.  Prints
 our error over theirs for each algorithm that both have, on two grids, and for our one fixed choice (sampler=abm grid=scales, no
-setting ever changed) over the best of theirs among all their sampler x grid pairs.  About five minutes on one core.
+setting ever changed) over the best of theirs among all their sampler x grid pairs.  Up to 20 evaluations also for weights that
+know random mixtures alone (sampler=universal grid=scales grid.small=0.25 grid.large=10) and for what `diffcli tune` fits to the
+model, from other starts than those that are measured.  About eight minutes on one core.
 """
 
 import argparse
@@ -39,10 +41,15 @@ from diffcli.diffusion.samplers import (
     Sampler,
     sample,
 )
+from diffcli.diffusion.samplers.tuned import TunedSampler
 from diffcli.diffusion.schedule import EDM, Linear
 from diffcli.diffusion.sde import SDE, VE, VP
+from diffcli.diffusion.tuning import fit
+from diffcli.diffusion.tuning.universal import Universal
 
 NFE = (5, 10, 20, 40, 80)
+FEW = 20  # evaluations, up to which weights are fitted
+STARTS, HELD = 64, 64  # to fit on, and to judge the fit by; the defaults of `diffcli tune`
 
 
 class QuadraticT(Grid):
@@ -54,6 +61,7 @@ class QuadraticT(Grid):
 
 GRIDS = {"uniform_t": UniformT(), "quadratic_t": QuadraticT(), "uniform_lam": UniformLam(), "karras": Karras()}
 OURS: tuple[Sampler, Grid] = (AdamsMoulton(), Scales())  # the one fixed choice
+UNIVERSAL: tuple[Sampler, Grid] = (Universal(0.25, 10.0), Scales(0.25, 10.0))
 SAME = {  # theirs -> ours
     "k-diffusion euler": Euler(),
     "k-diffusion heun": Heun(),
@@ -120,7 +128,16 @@ class Case:
         return self.error(y)
 
     def ours(self, sampler: Sampler, grid: Grid, nfe: int) -> float:
-        problem = self.problem(grid, max(1, nfe // sampler.evaluations))
+        return self.walked(sampler, self.problem(grid, max(1, nfe // sampler.evaluations)), nfe)
+
+    def tuned(self, nfe: int) -> float:
+        sde, shape = self.denoiser.sde, self.start.shape[1:]
+        starts = sde.prior_std * normal(1, STARTS + HELD, *shape)
+        found = fit(lambda rows: self.denoiser, *OURS, nfe, starts, held=HELD).tuned
+        problem = Problem(self.denoiser, self.start, found.times)
+        return self.walked(TunedSampler({nfe: tuple(found)}), problem, nfe)
+
+    def walked(self, sampler: Sampler, problem: Problem, nfe: int) -> float:
         x, took = sample(self.denoiser, sampler, problem.x, problem.times, problem.noise, last="stop")
         assert took.max() <= nfe
         return self.error(x / self.denoiser.sde.alpha(problem.times[-1]))
@@ -184,10 +201,11 @@ def main() -> None:
             same += [dict(case=name) | row for row in same_algorithms(case, found)]
         if options.only != "same":
             theirs, mine = best_of_theirs(case, found), {nfe: case.ours(*OURS, nfe) for nfe in NFE}
-            best += [
-                dict(case=name, nfe=n, ours=mine[n], theirs=e, ratio=mine[n] / e, whose=w)
-                for n, (e, w) in theirs.items()
-            ]
+            for n, (e, w) in theirs.items():
+                few = n <= FEW
+                fitted = dict(universal=case.ours(*UNIVERSAL, n) / e, tuned=case.tuned(n) / e) if few else {}
+                row = dict(case=name, nfe=n, ours=mine[n], theirs=e, ratio=mine[n] / e, universal="", tuned="", whose=w)
+                best.append(row | fitted)
             write(options.out, "samplers_best", best)
     if same:
         write(options.out, "samplers_same", same)

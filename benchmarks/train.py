@@ -281,13 +281,14 @@ def profile(steps: Iterator[None], n: int) -> dict[str, float]:
 
 def run(options, precision: str) -> None:
     context, ends, processes = multiprocessing.get_context("spawn"), {}, []
-    for name in NAMES:
+    names = NAMES[::2] if options.recipes else NAMES
+    for name in names:
         ends[name], there = context.Pipe()
         processes.append(context.Process(target=contestant, args=(name, options, precision, there), daemon=True))
         processes[-1].start()
         there.close()
         ends[name].recv()  # one compiles after the other
-    took, steps, losses = {name: [] for name in NAMES}, dict.fromkeys(NAMES, 0), []
+    took, steps, losses = {name: [] for name in names}, dict.fromkeys(names, 0), []
     rounds = max(1, round(options.seconds / options.turn))
     for i in range(1, rounds + 1):
         for name, end in ends.items():
@@ -295,8 +296,8 @@ def run(options, precision: str) -> None:
             steps[name] += n
             took[name].append(seconds / (n * BATCH))
         if i * options.losses // rounds > len(losses):
-            losses.append((i * options.turn, *(asked(ends[name], "loss") for name in ("diffcli train", "diffusers"))))
-    kinds = asked(ends["diffcli, bare"], "profile")
+            losses.append((i * options.turn, *((steps[name], asked(ends[name], "loss")) for name in NAMES[::2])))
+    kinds = {} if options.recipes else asked(ends["diffcli, bare"], "profile")
     for end in ends.values():
         end.send("end")
     for process in processes:
@@ -323,11 +324,13 @@ def show(precision: str, took: dict, steps: dict, losses: list, kinds: dict, net
         print(
             f"| {name} | {rate:.0f} | {ratio:.2f} | {rate * work[name.split()[0].strip(',')] / limit:.2f} | {steps[name]} |"
         )
-    recipe = statistics.median(a / b for a, b in zip(took["diffcli train"], took["diffcli, bare"], strict=True))
-    print(f"\nThe recipe takes {recipe:.3f} of the bare step's time.\n")
-    print("| seconds of each | loss of diffcli | of diffusers |\n| --- | --- | --- |")
+    print("\n| seconds of each | steps, loss of diffcli | of diffusers |\n| --- | --- | --- |")
     for at, ours, theirs in losses:
-        print(f"| {at:.0f} | {ours:.4f} | {theirs:.4f} |")
+        print(f"| {at:.0f} | {ours[0]}, {ours[1]:.4f} | {theirs[0]}, {theirs[1]:.4f} |")
+    if not kinds:
+        return print(flush=True)
+    recipe = statistics.median(a / b for a, b in zip(took["diffcli train"], took["diffcli, bare"], strict=True))
+    print(f"\nThe recipe takes {recipe:.3f} of the bare step's time.")
     whole, least = (1e3 * BATCH * s for s in (statistics.median(took["diffcli, bare"]), work["diffcli"] / limit))
     print(f"\n| bare step: {whole:.0f} ms, {least:.0f} at the matrix limit | ms | share |\n| --- | --- | --- |")
     for kind, ms in kinds.items():
@@ -342,6 +345,9 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--seconds", type=float, help="of each contestant")
     parser.add_argument("--turn", type=float, default=2.0, help="seconds of a turn")
+    parser.add_argument(
+        "--recipes", action="store_true", help="the two recipes alone, where their losses are the question"
+    )
     parser.add_argument("--losses", type=int, default=4, help="comparisons of the loss")
     parser.add_argument("--set", nargs="+", default=[], help="settings of diffcli train; compile=true is for all")
     options = parser.parse_args()
