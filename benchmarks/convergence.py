@@ -264,7 +264,7 @@ def table(runs: dict) -> str:
 def train(args, runs: dict) -> None:
     """The runs that are not there yet, each written as it is done."""
     loaded = {}
-    for variant in list(VARIANTS)[: args.only]:
+    for variant in args.only:
         for part in args.plan.split(","):
             name, seed = part.split(":")
             data = loaded.setdefault(name, SETS[name](args.root))
@@ -290,11 +290,11 @@ def main() -> int:
     parser.add_argument("--classifier")
     parser.add_argument("--plan", default="mnist:0,mnist:1,cifar10:0", help="SET:SEED,...")
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", type=int, default=len(VARIANTS), help="the first so many variants")
+    parser.add_argument("--only", nargs="+", default=list(VARIANTS), choices=list(VARIANTS), metavar="VARIANT")
     parser.add_argument("--quick", action="store_true", help="400 steps, the first six variants, MNIST")
     args = parser.parse_args()
     if args.quick:
-        args.steps, args.only, args.plan = 400, 6, "mnist:0"
+        args.steps, args.only, args.plan = 400, list(VARIANTS)[:6], "mnist:0"
     runs = json.loads(args.out.read_text()) if args.out.exists() else {}
     train(args, runs)
     print(table(runs))

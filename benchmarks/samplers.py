@@ -61,7 +61,7 @@ class QuadraticT(Grid):
 
 GRIDS = {"uniform_t": UniformT(), "quadratic_t": QuadraticT(), "uniform_lam": UniformLam(), "karras": Karras()}
 OURS: tuple[Sampler, Grid] = (AdamsMoulton(), Scales())  # the one fixed choice
-UNIVERSAL: tuple[Sampler, Grid] = (Universal(0.25, 10.0), Scales(0.25, 10.0))
+UNIVERSAL: tuple[Sampler, Grid] = (Universal(small=0.25, large=10.0), Scales(small=0.25, large=10.0))
 SAME = {  # theirs -> ours
     "k-diffusion euler": Euler(),
     "k-diffusion heun": Heun(),

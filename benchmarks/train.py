@@ -19,6 +19,7 @@ import copy
 import io
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -297,6 +298,7 @@ def run(options, precision: str) -> None:
             took[name].append(seconds / (n * BATCH))
         if i * options.losses // rounds > len(losses):
             losses.append((i * options.turn, *((steps[name], asked(ends[name], "loss")) for name in NAMES[::2])))
+            print("seconds, (steps, loss) of each:", *losses[-1], file=sys.stderr, flush=True)
     kinds = {} if options.recipes else asked(ends["diffcli, bare"], "profile")
     for end in ends.values():
         end.send("end")

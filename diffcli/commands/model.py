@@ -69,6 +69,8 @@ def load_model(cfg, device: torch.device, shares: bool = False) -> Model:
     """
     if typed("prediction="):  # before its interpolations are resolved, which need a whole model
         raise UsageError("prediction= is part of the trained model and cannot be changed", "diffcli train prediction=…")
+    if "prediction" in cfg:  # which an SDE prefers: the model has its own
+        cfg.prediction = None
     check_settings(plain(cfg), GROUPS)
     if shares:
         several(cfg.devices, device)

@@ -193,6 +193,24 @@ def test_every_process_takes_every_prediction(process):
                     assert torch.isfinite(found).all(), (prediction, t, reading)
 
 
+@pytest.mark.parametrize("command", sorted(p.stem for p in CONF.glob("*.yaml") if "  - sde: null" in p.read_text()))
+def test_every_command_takes_every_process(command):
+    """With what that prefers, a schedule and a prediction: of a trained model they are its own."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for option in (CONF / "sde").glob("*.yaml"):
+            assert compose(command, [f"sde={option.stem}"]).sde._target_
+
+
+@pytest.mark.parametrize(
+    "words, prediction",
+    [("", "Eps"), ("sde=ve", "Eps"), ("sde=flow", "Velocity"), ("levels=one level.sigma=0.1", "Score"),
+     ("loss=cnf", "Velocity"), ("prediction=eps", "Eps"), ("experiment=mnist_vp", "Eps"), ("experiment=mnist_edm", "EDM")],
+)  # fmt: skip
+def test_a_process_prefers_a_prediction_that_the_user_may_change(words, prediction):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert compose("train", words.split()).prediction._target_.rpartition(".")[2] == prediction
+
+
 def test_the_users_schedule_wins_wherever_it_stands():
     usual = {"vp": "Linear", "subvp": "Linear", "ve": "Geometric", "flow": "Logit", "edm": "EDM"}
     for sde in {process[0].removeprefix("sde=") for process in processes() if len(process) > 1}:

@@ -89,7 +89,7 @@ def test_a_model_of_one_level_has_no_samples(cli, tmp_path, words):
     training = () if "network=kde" in words else ("trainer.max_steps=2", "batch_size=16", "network.width=8")
     done = cli("train", *MOONS, "levels=one", *words, *training, "out=one")
     assert done.code == 0, done.err
-    for command in (("sample",), ("nll",), ("evaluate",), ("sample", "sde=vp")):
+    for command in (("sample",), ("nll",), ("evaluate",), ("sample", "sde=vp"), ("sample", "sde=flow")):
         done = cli(*command, "ckpt=one/checkpoints/last.ckpt")
         assert done.code == 2, done.err
         assert "one noise level" in done.err
