@@ -242,6 +242,7 @@ def test_resume(cli, tmp_path):
     assert json.loads((tmp_path / "c/run.json").read_text())["steps"] == 15
 
 
+@pytest.mark.heavy
 def test_dry_run_and_bfloat16(cli, tmp_path):
     dry = cli(*RUN, "out=c", "dry_run=true")
     assert dry.code == 0

@@ -17,6 +17,7 @@ def nll_of(cli, tmp_path, ckpt, name, *more):
     return json.loads((tmp_path / name / "run.json").read_text())["results"]["log_prob_mean"]
 
 
+@pytest.mark.heavy
 def test_a_flow_trained_on_moons_has_a_better_exact_nll(cli, tmp_path):
     done = cli(*CNF, "trainer.max_steps=30", "optim.lr=1e-2", "optim.decay=none", "ema.decay=0.5", "out=t")
     assert done.code == 0, done.err
@@ -80,6 +81,7 @@ def test_a_prior_that_a_process_would_not_reach_is_a_flows_own_choice(cli):
     assert "the path still holds" in cli("train", *TINY, *words).err
 
 
+@pytest.mark.heavy
 def test_an_energy_trains_samples_and_has_a_likelihood(cli, tmp_path):
     done = cli("train", "prediction=energy", *TINY, "trainer.max_steps=3", "preview.n=4", "preview.steps=2", "out=t")
     assert done.code == 0, done.err

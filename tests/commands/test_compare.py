@@ -71,6 +71,7 @@ def test_its_numbers_are_those_of_sample_and_of_an_end_found_otherwise(cli, tmp_
     assert "NFE 16: use heun: least error heun" in out or "NFE 16: use ddim: least error ddim" in out
 
 
+@pytest.mark.heavy
 def test_a_sampler_has_settings_and_a_grid_of_its_own(cli, tmp_path):
     """And nothing depends on its company or on the batch size."""
     own, words = "deis order=2 grid=karras grid.rho=5", ("n=40", "endpoints=20", "dtype=float32")

@@ -54,5 +54,8 @@ SDE = {n: s for n, s in WALKS.items() if s.kind == "sde"}
 
 
 def over(samplers: dict):
-    """Parametrises a test over samplers by name."""
-    return pytest.mark.parametrize("sampler", [pytest.param(s, id=n) for n, s in samplers.items()])
+    """Parametrises a test over samplers by name; dpm_taylor's tangents of tangents are for the heavy set."""
+    heavy = {"dpm_taylor": pytest.mark.heavy}
+    return pytest.mark.parametrize(
+        "sampler", [pytest.param(s, id=n, marks=heavy.get(n, ())) for n, s in samplers.items()]
+    )

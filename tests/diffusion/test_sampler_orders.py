@@ -105,7 +105,9 @@ def test_taylor_expansion_of_order_3_converges_with_it(pair):
     check_order(pair, make("dpm_taylor", order=3))
 
 
-@pytest.mark.parametrize("pair", [pytest.param(p, id="-".join(p)) for p in PATHS])
+@pytest.mark.parametrize(
+    "pair", [pytest.param(p, id="-".join(p), marks=() if p in USUAL else pytest.mark.heavy) for p in PATHS]
+)
 def test_rk45_meets_its_tolerance(pair):
     """The sum of its local errors, in evaluations that a first-order method could do nothing with."""
     model, start, end = reference(pair)

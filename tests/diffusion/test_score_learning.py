@@ -55,7 +55,7 @@ LOSSES = {
 }
 
 
-QUICK = ("ism", "dsm")
+QUICK = ("dsm",)
 
 
 @pytest.mark.slow

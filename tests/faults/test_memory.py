@@ -51,10 +51,8 @@ def hold():
     Partial.append, Partial.remove = kept, joined
 
 
-@pytest.mark.parametrize(
-    "command",
-    ["sample", pytest.param("nll", marks=pytest.mark.heavy), pytest.param("evaluate", marks=pytest.mark.heavy)],
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("command", ["sample", "nll", "evaluate"])
 def test_a_hundred_batches_take_no_more_memory_than_two(folder, command, injected):
     words, size, each = COMMANDS[command]
     bound = BATCHES * each // 3
