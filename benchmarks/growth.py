@@ -197,9 +197,8 @@ def line(axis: Axis, rows: list[dict]) -> str:
     keeps = ""
     if (kept := [r["kept"] for r in rows])[-1]:
         _, b, beside = fit(sizes, kept)
-        law = (
-            f"{b:.2f} ± {beside:.2f}" if max(kept) > 1.1 * min(kept) else "0"
-        )  # of what does not grow no power is found
+        grows = max(kept) > 1.1 * min(kept)  # of what does not, no power is found
+        law = f"{b:.2f} ± {beside:.2f}" if grows else "0"
         keeps = f"{' / '.join(number(k / 2**20) for k in kept)} | {law}"
     cells = [
         f"{axis.name}: {axis.unit}",
