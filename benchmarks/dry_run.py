@@ -2,9 +2,9 @@
 
     python benchmarks/dry_run.py DATA_ROOT [--ckpt CKPT] [--pairs 3] [--quick]  # 20 minutes on 2 quiet cores; --quick 3
 
-DATA_ROOT has MNIST/raw; CKPT is a run on it, drawn from by a one-step, a multistep and an adaptive sampler.  Each line is predicted,
-then run as it stands, in processes of their own, in pairs: a figure is the median of their ratios.  Exits with 1 where one is off
-by more than a fifth, the clock aside: what else the machine does falls on one of the two alone.
+DATA_ROOT has MNIST/raw; CKPT is a run on it, drawn from by a one-step, a multistep and an adaptive sampler.  Each line is
+predicted, then run as it stands, in processes of their own, in pairs: a figure is the median of their ratios.  Exits with 1 where
+one is off by more than a fifth, the clock aside: what else the machine does falls on one of the two alone.
 """
 
 import argparse
